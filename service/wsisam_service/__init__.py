@@ -1,0 +1,1 @@
+"""The WSI-SAM service: gateway, executor and worker."""

@@ -1,0 +1,117 @@
+"""What passes between gateway and executor: view keys, prompts, pixels and masks. Nothing of a slide's name or path.
+
+The executor has two verbs, encode and decode (DESIGN.md section 2). In one process they are method calls; a worker
+serves the same two over HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from wsisam_model.prompts import Prompt
+
+ViewPixels = npt.NDArray[np.uint8]
+"""RGB pixels of a view, uint8 (S, S, 3)."""
+
+PixelSource = Callable[[str], Awaitable[ViewPixels]]
+"""Called with a view key when the executor has no embedding of it; reads that view."""
+
+CacheTier = Literal["l1", "memory", "folder", "redis", "encoded"]
+"""Where a view's embedding came from; "encoded" means that it had to be computed."""
+
+NO_ADAPTERS = "none"
+DEFAULT_ADAPTERS = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Rle:
+    """A COCO run-length mask: column-major runs, first run background, compressed `counts`; `size` is (h, w)."""
+
+    size: tuple[int, int]
+    counts: str
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeJob:
+    """One prompt on one pair of views.
+
+    `lr` is None where there is no wider view (frozen model alone, or a picture without a slide behind it).
+    `refine_from` names the state of an earlier answer whose prompt and logits this one continues.
+    """
+
+    hr: str
+    lr: str | None
+    prompt: Prompt
+    adapters: str = DEFAULT_ADAPTERS
+    multimask: bool = False
+    lr_mask: bool = False
+    refine_from: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedMask:
+    """`mask` in view pixels; `predicted_iou` in 0..1 of this very mask, as well as the adapters know it."""
+
+    mask: Rle
+    predicted_iou: float
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeResult:
+    """`masks` best first: one, or three with multimask. `touches` are the view borders (left, top, right, bottom)
+    that the first mask reaches. `refine_id` names the state kept for a later correction.
+    """
+
+    masks: Sequence[DecodedMask]
+    touches: tuple[bool, bool, bool, bool]
+    lr_mask: Rle | None
+    refine_id: str
+    cache_hr: CacheTier
+    cache_lr: CacheTier | None
+
+
+@dataclass(slots=True)
+class Timings:
+    """Seconds spent on behalf of one request, by stage; filled in while the request runs (`Server-Timing`)."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, stage: str, seconds: float) -> None:
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+
+class Executor(Protocol):
+    """Owner of the model and the device. Every call is idempotent."""
+
+    async def decode(
+        self, jobs: Sequence[DecodeJob], pixels: PixelSource, timings: Timings
+    ) -> list[DecodeResult | Exception]:
+        """Decode `jobs`, in order. One failed job is an exception in its place and does not fail the others.
+        Raises `Overloaded` when the queue is full. Cancelling the call drops what has not started.
+        """
+        ...
+
+    async def encode(self, views: Sequence[str], pixels: PixelSource, timings: Timings) -> Mapping[str, CacheTier]:
+        """Make sure that the embeddings of `views` exist; where each came from. Raises `Overloaded`."""
+        ...
+
+    async def missing(self, views: Sequence[str]) -> list[str]:
+        """Those of `views` that have no embedding yet, in any tier."""
+        ...
+
+    async def purge(self, fingerprint: str) -> int:
+        """Forget every view of the slide with this key fingerprint; how many entries went."""
+        ...
+
+    async def info(self) -> Mapping[str, Any]:
+        """Models, adapters, device, precision, engine, as `/v1/info` shows them."""
+        ...
+
+    async def ready(self) -> bool:
+        """Whether the model is loaded and warm."""
+        ...
