@@ -1,0 +1,160 @@
+"""The one settings object. Built once by the command line, passed down, never changed; nothing else reads the
+environment. Flags win over `WSISAM_…` variables, which win over the settings file (TOML), which wins over defaults.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+ENV_PREFIX = "WSISAM_"
+CONFIG_VARIABLE = "WSISAM_CONFIG"
+"""Path of the settings file, where no flag gives it."""
+MIB = 1024 * 1024
+
+_PROCESS_KEY = secrets.token_bytes(32)
+
+
+class SettingsError(Exception):
+    """A setting that cannot be used; the message names it and is for the operator."""
+
+
+class Settings(BaseSettings):
+    """What an operator can choose. Units are in the names."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid")
+
+    slides: Annotated[tuple[str, ...], NoDecode] = ()
+    """Roots of the slides: folders or fsspec URLs. In the environment separated by commas."""
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    insecure: bool = False
+    """Listen beyond loopback although nothing authenticates the callers."""
+
+    model: str = "lite_medsam"
+    adapters: str = "default"
+    """"default" (the shipped ones, if any), "none" (the frozen SAM), or a file."""
+    weights: Path | None = None
+    """Folder or file of base weights that do not come with a package (vit_tiny, vit_b, vit_l, vit_h)."""
+    engine: str = "auto"
+    precision: str = "auto"
+    device: str = "auto"
+    threads: int | None = Field(None, ge=1)
+    """Threads of the network; None leaves it to the engine."""
+
+    store: str = "memory"
+    """Embedding store: "memory", "folder:PATH" or "redis://HOST:PORT/DB"."""
+    store_bytes: int = Field(512 * MIB, ge=0)
+    """Byte budget of a memory or folder store; one LiteMedSAM view is 3.3 MB."""
+    store_ttl_s: int = Field(7 * 24 * 3600, ge=1)
+    """Life of an embedding in Redis."""
+    l1_bytes: int = Field(1024 * MIB, ge=0)
+    """Byte budget of decoder-ready views in device memory."""
+    tile_cache_bytes: int = Field(256 * MIB, ge=0)
+    """Byte budget of decoded slide tiles."""
+    open_slides: int = Field(64, ge=1)
+    """Slides held open at once."""
+    refine_ttl_s: int = Field(3600, ge=1)
+    """Life of a refine token: a coffee break, not a night."""
+
+    max_queued_encodes: int = Field(64, ge=1)
+    """Views waiting for the encoder before requests are refused: on two cores some 20 s of work."""
+    max_queued_decodes: int = Field(1024, ge=1)
+    """Prompts waiting for the decoder before requests are refused; four full requests."""
+    max_prompts: int = Field(256, ge=1)
+    max_body_bytes: int = Field(64 * MIB, ge=1)
+    max_image_px: int = Field(64_000_000, ge=1)
+    """Pixels of an image sent with a request, and of a region asked for."""
+    request_timeout_s: float = Field(60.0, gt=0)
+
+    secret: SecretStr = SecretStr("")
+    """Signs refine tokens and hides fingerprints in view keys. If empty, a random one signs the tokens of this
+    process only, and the fingerprints are not hidden."""
+
+    @field_validator("slides", mode="before")
+    @classmethod
+    def _split_roots(cls, value: object) -> object:
+        """Environment variables hold one text; commas separate the roots."""
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("store")
+    @classmethod
+    def _known_store(cls, value: str) -> str:
+        kind, _, rest = value.partition(":")
+        if value == "memory" or (kind in ("folder", "redis", "rediss") and rest):
+            return value
+        raise ValueError('is "memory", "folder:PATH" or "redis://HOST:PORT/DB"')
+
+    @property
+    def token_key(self) -> bytes:
+        """What refine tokens are signed with; random for this process where no secret is set."""
+        return self.secret.get_secret_value().encode() or _PROCESS_KEY
+
+    @property
+    def fingerprint_key(self) -> bytes | None:
+        """What fingerprints in view keys are hidden with, or None for plain fingerprints."""
+        return self.secret.get_secret_value().encode() or None
+
+    def describe(self) -> str:
+        """Every setting on a line of its own, secrets hidden; printed at start."""
+        shown = {name: getattr(self, name) for name in type(self).model_fields}
+        shown["store"] = _without_password(self.store)
+        shown["slides"] = ", ".join(_without_password(root) for root in self.slides) or "(none)"
+        shown["secret"] = "set" if self.fingerprint_key else "random for this process; refine tokens end with it"
+        width = max(map(len, shown))
+        return "\n".join(f"  {name:<{width}}  {value}" for name, value in shown.items())
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags, environment, settings file; no .env file is read behind the operator's back."""
+        return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls))
+
+
+def load_settings(flags: Mapping[str, object], config: Path | None = None) -> Settings:
+    """Settings of `flags` (those given), the environment, and the file `config` or the one `WSISAM_CONFIG` names.
+
+    Raises `SettingsError` with one line that names the setting.
+    """
+    path = config or (Path(named) if (named := os.environ.get(CONFIG_VARIABLE)) else None)
+    if path is not None and not path.is_file():
+        raise SettingsError(f"there is no settings file {path}")
+    try:
+        return _settings_class(path)(**dict(flags))  # type: ignore[arg-type]  # pydantic checks the values
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{path} is not TOML: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"])) or "settings"
+        raise SettingsError(f"setting {name}: {first['msg'].removeprefix('Value error, ')}") from error
+
+
+def _settings_class(path: Path | None) -> type[Settings]:
+    class FileSettings(Settings):
+        model_config = SettingsConfigDict(toml_file=path)
+
+    return FileSettings
+
+
+def _without_password(url: str) -> str:
+    return re.sub(r"//[^/@]*@", "//…@", url)
