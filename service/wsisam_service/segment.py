@@ -107,7 +107,7 @@ class AdaptersUsed:
 
 @dataclass(frozen=True, slots=True)
 class SegmentAnswer:
-    """`results` in the order of the prompts, at least one of them an answer. `adapters` is None for the frozen model."""
+    """`results` in the order of the prompts, at least one an answer. `adapters` is None for the frozen model."""
 
     model: str
     adapters: AdaptersUsed | None
