@@ -162,6 +162,6 @@ def detail_of(error: Exception) -> str:
     """What a client may be told of `error`: its message where it is ours, nothing of the inside otherwise."""
     if isinstance(error, ServiceError):
         return error.detail
-    if isinstance(error, ModelError):
+    if isinstance(error, ModelError) and problem_of(error) is not INTERNAL:
         return str(error)
     return "An unexpected error; the log has it under this request id."

@@ -75,7 +75,6 @@ class Settings(BaseSettings):
     """Views waiting for the encoder before requests are refused: on two cores some 20 s of work."""
     max_queued_decodes: int = Field(1024, ge=1)
     """Prompts waiting for the decoder before requests are refused; four full requests."""
-    max_prompts: int = Field(256, ge=1)
     max_body_bytes: int = Field(64 * MIB, ge=1)
     max_image_px: int = Field(64_000_000, ge=1)
     """Pixels of an image sent with a request, and of a region asked for."""

@@ -12,11 +12,11 @@ from wsisam_service.settings import Settings, SettingsError, load_settings
 
 def test_flags_win_over_environment_over_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tmp_path / "wsisam.toml"
-    config.write_text('slides = ["from-file"]\nport = 1\nthreads = 1\nmax_prompts = 1\n')
+    config.write_text('slides = ["from-file"]\nport = 1\nthreads = 1\nmax_body_bytes = 1\n')
     monkeypatch.setenv("WSISAM_PORT", "2")
     monkeypatch.setenv("WSISAM_THREADS", "2")
     settings = load_settings({"threads": 3}, config)
-    assert (settings.slides, settings.max_prompts, settings.port, settings.threads) == (("from-file",), 1, 2, 3)
+    assert (settings.slides, settings.max_body_bytes, settings.port, settings.threads) == (("from-file",), 1, 2, 3)
 
 
 def test_environment_splits_slide_roots_at_commas(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,63 @@
+"""Reading bodies and writing answers: JSON in by pydantic's own parser, which tells where a fault is; out by orjson."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+
+import orjson
+from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+
+from wsisam_service.api.problems import MEDIA_TYPE as PROBLEM_MEDIA_TYPE
+from wsisam_service.api.problems import schema_error
+from wsisam_service.errors import UnsupportedMediaType
+
+Body = TypeVar("Body", bound=BaseModel)
+
+JSON_MEDIA_TYPE = "application/json"
+_ANSWER_OPTIONS = orjson.OPT_SERIALIZE_NUMPY
+
+
+def parse_body(model: type[Body], content: bytes) -> Body:
+    """`content` as `model`; raises the typed error of the first thing that does not fit."""
+    try:
+        return model.model_validate_json(content)
+    except ValidationError as error:
+        raise schema_error(error) from error
+
+
+def json_body(model: type[Body]) -> Callable[[Request], Awaitable[Body]]:
+    """A dependency that reads the request's JSON body."""
+
+    async def read(request: Request) -> Body:
+        media_type = request.headers.get("content-type", JSON_MEDIA_TYPE).partition(";")[0].strip().lower()
+        if media_type != JSON_MEDIA_TYPE and not (
+            media_type.startswith("application/") and media_type.endswith("+json")
+        ):
+            raise UnsupportedMediaType(f"the body is {JSON_MEDIA_TYPE} here")
+        return parse_body(model, await request.body())
+
+    return read
+
+
+def json_response(
+    content: object, *, status: int = 200, headers: Mapping[str, str] | None = None, media_type: str = JSON_MEDIA_TYPE
+) -> Response:
+    """`content` (dataclasses and numpy numbers included) as a JSON answer."""
+    return Response(orjson.dumps(content, option=_ANSWER_OPTIONS), status, headers, media_type)
+
+
+def described_body(model: type[BaseModel], examples: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """`openapi_extra` of a route whose body `json_body(model)` reads."""
+    content: dict[str, Any] = {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}
+    if examples:
+        content["examples"] = examples
+    return {"requestBody": {"required": True, "content": {JSON_MEDIA_TYPE: content}}}
+
+
+def described_problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """`responses` of a route that may answer these problem statuses."""
+    reference = {"schema": {"$ref": "#/components/schemas/ProblemAnswer"}}
+    return {status: {"description": "Problem", "content": {PROBLEM_MEDIA_TYPE: reference}} for status in statuses}

@@ -1,0 +1,138 @@
+"""What surrounds every request, as plain ASGI: its id, its limits, its log line and its metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine
+from http import HTTPStatus
+from typing import Any, TypeVar
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from wsisam_service.api.problems import error_response
+from wsisam_service.errors import BodyTooLarge, Timeout
+from wsisam_service.logs import RequestIds, current_request
+from wsisam_service.metrics import INFLIGHT, REQUEST_SECONDS, REQUESTS
+
+CLIENT_GONE_STATUS = 499
+"""In logs and metrics only: nobody is there to be answered."""
+
+T = TypeVar("T")
+
+logger = logging.getLogger("wsisam.access")
+
+
+class ClientGone(Exception):
+    """The client closed its connection before the answer was ready."""
+
+
+class RequestMiddleware:
+    """Outermost: names the request, turns what nobody foresaw into a problem document, logs and counts."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        ids = RequestIds.of_headers(headers.get("x-request-id"), headers.get("traceparent"))
+        token = current_request.set(ids)
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = ids.request_id
+            await send(message)
+
+        start = time.perf_counter()
+        try:
+            with INFLIGHT.labels("request").track_inprogress():
+                await self.app(scope, receive, send_with_id)
+        except ClientGone:
+            status = CLIENT_GONE_STATUS
+        except Exception as error:
+            if status:
+                raise
+            await error_response(error)(scope, receive, send_with_id)
+        finally:
+            _account(scope, status, time.perf_counter() - start)
+            current_request.reset(token)
+
+
+class LimitsMiddleware:
+    """Bounds a request's body, also one that tells no length, and its time."""
+
+    def __init__(self, app: ASGIApp, *, max_body_bytes: int, timeout_s: float) -> None:
+        self.app = app
+        self.max_body_bytes = max_body_bytes
+        self.timeout_s = timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        told = Headers(scope=scope).get("content-length", "0")
+        if not told.isascii() or not told.isdigit() or int(told) > self.max_body_bytes:
+            raise self._too_large()
+        received = 0
+
+        async def counted_receive() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self.max_body_bytes:
+                raise self._too_large()
+            return message
+
+        deadline = asyncio.timeout(self.timeout_s)
+        try:
+            async with deadline:
+                await self.app(scope, counted_receive, send)
+        except TimeoutError as error:
+            if not deadline.expired():
+                raise
+            raise Timeout(f"the request was not done within {self.timeout_s:g} s") from error
+
+    def _too_large(self) -> BodyTooLarge:
+        return BodyTooLarge(f"a request body has at most {self.max_body_bytes} bytes")
+
+
+async def unless_client_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What `work` returns. A client that closes its connection cancels it, and `ClientGone` is raised.
+
+    The request's body must have been read before: what comes after it can only be the end of the connection.
+    """
+    task = asyncio.ensure_future(work)
+    watcher = asyncio.ensure_future(_connection_end(request))
+    try:
+        await asyncio.wait((task, watcher), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone
+        return task.result()
+    finally:
+        task.cancel()
+        watcher.cancel()
+        await asyncio.gather(task, watcher, return_exceptions=True)
+
+
+async def _connection_end(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _account(scope: Scope, status: int, seconds: float) -> None:
+    """One log line and two metrics, by the route's template: a path could name a slide."""
+    route = getattr(scope.get("route"), "path", "unmatched")
+    status = status or HTTPStatus.INTERNAL_SERVER_ERROR
+    REQUESTS.labels(route, str(status)).inc()
+    REQUEST_SECONDS.labels(route).observe(seconds)
+    extra = {"method": scope["method"], "route": route, "status": int(status), "ms": round(seconds * 1e3, 2)}
+    logger.info("request", extra=extra)
