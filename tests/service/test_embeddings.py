@@ -1,0 +1,200 @@
+"""Stores: bounds in bytes, least recent use, life times, damage, and failures that are misses."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from wsisam_service import metrics
+from wsisam_service.embeddings import EmbeddingStore, Hit, MemoryStore, TieredStore, open_store
+from wsisam_service.folder_store import FolderStore
+
+KEY = "lite_medsam:79d8c9dca6db:1:{}:2:{}:8"
+
+
+def key(index: int, slide: str = "aa") -> str:
+    return KEY.format(slide, index)
+
+
+class Clock:
+    """Time that moves when told."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def blob_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("??/??/*.blob"))
+
+
+def folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture(params=["memory", "folder"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> EmbeddingStore:
+    clock = Clock()
+    return MemoryStore(10_000, clock=clock) if request.param == "memory" else FolderStore(tmp_path, 10_000, clock=clock)
+
+
+async def test_a_store_gives_back_what_it_was_given(store: EmbeddingStore) -> None:
+    await store.put(key(1), b"one")
+    await store.put(key(1), b"other")
+    assert await store.get(key(1)) == b"other"
+    assert await store.contains(key(1))
+    assert await store.get(key(2)) is None
+    assert not await store.contains(key(2))
+
+
+async def test_a_store_forgets_one_slide_only(store: EmbeddingStore) -> None:
+    for index in range(3):
+        await store.put(key(index, "aa"), b"x")
+    await store.put(key(0, "ab"), b"x")
+    assert await store.delete_matching("aa") == 3
+    assert await store.get(key(0, "aa")) is None
+    assert await store.get(key(0, "ab")) == b"x"
+
+
+@pytest.mark.parametrize("kind", ["memory", "folder"])
+async def test_a_blob_lives_as_long_as_its_ttl(kind: str, tmp_path: Path) -> None:
+    clock = Clock()
+    store = MemoryStore(10_000, clock=clock) if kind == "memory" else FolderStore(tmp_path, 10_000, clock=clock)
+    await store.put(key(1), b"one", 60)
+    await store.put(key(2), b"two")
+    clock.now += 59
+    assert await store.get(key(1)) == b"one"
+    clock.now += 1
+    assert not await store.contains(key(1))
+    assert await store.get(key(1)) is None
+    assert await store.get(key(2)) == b"two"
+
+
+async def test_memory_stays_within_its_bound_and_drops_what_was_used_longest_ago() -> None:
+    store = MemoryStore(300)
+    for index in range(3):
+        await store.put(key(index), bytes(100))
+    await store.get(key(0))
+    await store.put(key(3), bytes(100))
+    assert store.size_bytes == 300
+    assert [await store.contains(key(index)) for index in range(4)] == [True, False, True, True]
+
+
+async def test_a_blob_larger_than_the_bound_pushes_nothing_out() -> None:
+    store = MemoryStore(300)
+    await store.put(key(0), bytes(100))
+    await store.put(key(1), bytes(301))
+    assert await store.contains(key(0))
+    assert not await store.contains(key(1))
+
+
+async def test_a_folder_stays_within_its_bound_and_drops_what_was_used_longest_ago(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path, 5_000)
+    for index in range(4):
+        await store.put(key(index), bytes(1_000))
+        for age, path in enumerate(blob_files(tmp_path)):
+            os.utime(path, (age, age))
+    await store.get(key(0))  # now the latest
+    for index in range(4, 7):
+        await store.put(key(index), bytes(1_000))
+        assert folder_bytes(tmp_path) <= 5_000
+    assert await store.get(key(0)) == bytes(1_000)
+    assert await store.get(key(6)) == bytes(1_000)
+
+
+async def test_a_folder_survives_a_restart_with_its_bound(tmp_path: Path) -> None:
+    first = FolderStore(tmp_path, 5_000)
+    for index in range(4):
+        await first.put(key(index), bytes(1_000))
+    await first.aclose()
+    second = FolderStore(tmp_path, 5_000)
+    assert await second.get(key(3)) == bytes(1_000)
+    await second.put(key(4), bytes(1_000))
+    await second.put(key(5), bytes(1_000))
+    assert folder_bytes(tmp_path) <= 5_000
+
+
+async def test_two_processes_share_a_folder_and_its_bound(tmp_path: Path) -> None:
+    one, two = FolderStore(tmp_path, 20_000), FolderStore(tmp_path, 20_000)
+    for index in range(40):
+        await (one if index % 2 else two).put(key(index), bytes(1_000))
+    assert folder_bytes(tmp_path) <= 20_000 * 1.1
+    assert await one.get(key(38)) == bytes(1_000)
+    blob_files(tmp_path)[0].unlink()  # the other process evicts
+    await one.put(key(99), bytes(1_000))
+    assert await two.get(key(99)) == bytes(1_000)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[:-1],
+        lambda content: content[:20],
+        lambda content: b"",
+        lambda content: b"\0" + content[1:],
+    ],
+)
+async def test_a_damaged_file_is_a_miss_and_is_removed(tmp_path: Path, damage: object) -> None:
+    assert callable(damage)
+    store = FolderStore(tmp_path, 10_000)
+    await store.put(key(1), b"embedding")
+    (path,) = blob_files(tmp_path)
+    path.write_bytes(damage(path.read_bytes()))
+    assert await store.get(key(1)) is None
+    assert not path.exists()
+    await store.put(key(1), b"embedding")
+    assert await store.get(key(1)) == b"embedding"
+
+
+async def test_a_flipped_bit_in_the_blob_is_noticed(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path, 10_000)
+    await store.put(key(1), b"embedding")
+    (path,) = blob_files(tmp_path)
+    path.write_bytes(path.read_bytes()[:-1] + b"G")
+    assert await store.get(key(1)) is None
+
+
+async def test_a_full_disk_is_a_miss_with_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = TieredStore([FolderStore(tmp_path, 10_000)])
+    whole = Path.write_bytes
+
+    def full(path: Path, content: bytes) -> int:
+        whole(path, content[:10])
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    before = metrics.STORE_ERRORS._value.get()
+    monkeypatch.setattr(Path, "write_bytes", full)
+    await store.put(key(1), b"embedding")
+    await store.put(key(2), b"embedding")
+    monkeypatch.undo()
+    assert metrics.STORE_ERRORS._value.get() == before + 2
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert str(tmp_path) not in caplog.text
+    assert await store.get(key(1)) is None
+    assert folder_bytes(tmp_path) == 0
+    await store.put(key(1), b"embedding")
+    assert await store.get(key(1)) == Hit(b"embedding", "folder")
+
+
+async def test_tiers_name_the_one_that_hit_and_keep_a_copy_in_front(tmp_path: Path) -> None:
+    first = open_store(f"folder:{tmp_path}", namespace="emb", memory_bytes=1_000, folder_bytes=10_000)
+    await first.put(key(1), b"embedding")
+    assert await first.get(key(1)) == Hit(b"embedding", "memory")
+    await first.aclose()
+    second = open_store(f"folder:{tmp_path}", namespace="emb", memory_bytes=1_000, folder_bytes=10_000)
+    assert await second.tier_of(key(1)) == "folder"
+    assert await second.get(key(1)) == Hit(b"embedding", "folder")
+    assert await second.get(key(1)) == Hit(b"embedding", "memory")
+    other = open_store(f"folder:{tmp_path}", namespace="refine", memory_bytes=1_000, folder_bytes=10_000)
+    assert await other.get(key(1)) is None
+
+
+def test_an_unknown_store_is_refused() -> None:
+    with pytest.raises(ValueError, match="folder:PATH"):
+        open_store("folder:", namespace="emb", memory_bytes=1, folder_bytes=1)
