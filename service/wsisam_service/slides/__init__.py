@@ -1,0 +1,1 @@
+"""Slides: which there are (`catalogue`), readers (`reader`, `tiff`, `picture`), and pixels of views (`pixels`)."""

@@ -1,0 +1,62 @@
+"""PNG and JPEG files as slides of one level, for pictures that never were slides."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+from PIL import Image
+
+from wsisam_service.errors import NotBrightfield, UnreadableSlide
+from wsisam_service.slides.reader import Level, RgbImage, SlideInfo
+from wsisam_service.slides.source import ByteSource, stream
+from wsisam_service.slides.tiles import TileCache
+
+MAX_PICTURE_PIXELS = 20_000_000
+"""A picture is decoded as a whole; this many pixels fit the tile cache of default size."""
+
+_UNREADABLE = "The picture cannot be decoded."
+
+
+class PictureReader:
+    """A `SlideReader` of one RGB or RGBA picture. Raises `UnreadableSlide`, `NotBrightfield`."""
+
+    def __init__(self, source: ByteSource, tiles: TileCache) -> None:
+        self._source = source
+        self._tiles = tiles
+        self._number = tiles.new_reader()
+        with self._open() as image:
+            width, height = image.size
+            if image.mode not in ("RGB", "RGBA", "P"):
+                raise NotBrightfield("The picture is not 8-bit RGB.")
+            if width * height > MAX_PICTURE_PIXELS:
+                raise UnreadableSlide(f"Pictures of more than {MAX_PICTURE_PIXELS} pixels have to be pyramidal TIFF.")
+        self.info = SlideInfo((Level(width, height, 1.0),), mpp=None, bounds=None, vendor=None, objective_power=None)
+
+    def read_region(self, level: int, x: int, y: int, width: int, height: int) -> RgbImage:
+        picture = self._tiles.get((self._number, level, 0), self._decode)
+        region = np.full((height, width, 3), 255, np.uint8)
+        x0, x1 = max(x, 0), min(x + width, self.info.width)
+        y0, y1 = max(y, 0), min(y + height, self.info.height)
+        if x0 < x1 and y0 < y1:
+            region[y0 - y : y1 - y, x0 - x : x1 - x] = picture[y0:y1, x0:x1]
+        return region
+
+    def _open(self) -> Image.Image:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound here is the tighter one
+                return Image.open(stream(self._source), formats=("PNG", "JPEG"))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise UnreadableSlide(_UNREADABLE) from error
+
+    def _decode(self) -> RgbImage:
+        try:
+            with self._open() as image:
+                if image.mode == "RGB":
+                    return np.asarray(image)
+                rgba = image.convert("RGBA")
+                white = Image.new("RGBA", rgba.size, "white")
+                return np.asarray(Image.alpha_composite(white, rgba).convert("RGB"))
+        except (OSError, ValueError, SyntaxError) as error:
+            raise UnreadableSlide(_UNREADABLE) from error
