@@ -1,0 +1,280 @@
+"""One thread owns the device; what waits when the device is free goes together in one call.
+
+There is no timer: a lone item starts at once on an idle device, and batches form by themselves while it is busy. Lanes
+are served in order, so decodes overtake encodes. Admission is a count of work taken in and not yet answered, checked
+at the door (DESIGN section 8).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+from prometheus_client import Histogram
+
+from wsisam_service import metrics
+from wsisam_service.errors import Overloaded, WorkerUnavailable
+
+_log = logging.getLogger(__name__)
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+_SMOOTHING = 0.2
+"""Weight of the newest batch in the measured seconds per item."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Generic[_Result]):
+    """One item's result. Items of one call have the same `started` and `ended`; all on `time.perf_counter`."""
+
+    result: _Result
+    submitted: float
+    started: float
+    ended: float
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting(Generic[_Item, _Result]):
+    group: str
+    item: _Item
+    future: Future[Answer[_Result]]
+    submitted: float
+
+
+class Lane(Generic[_Item, _Result]):
+    """One kind of device work. `run(group, items)` is called in the device's thread with items of one group (a model)
+    and gives as many results, in order; `seconds` observes how long each call took.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        run: Callable[[str, Sequence[_Item]], Sequence[_Result]],
+        *,
+        max_batch: int,
+        seconds: Histogram | None = None,
+    ) -> None:
+        self.kind = kind
+        self.run = run
+        self.max_batch = max_batch
+        self.seconds = seconds
+        self.seconds_per_item = 0.0
+        self.waiting: deque[_Waiting[_Item, _Result]] = deque()
+
+    def take(self) -> list[_Waiting[_Item, _Result]]:
+        """The longest waiting item and others of its group, up to a batch; those whose callers left are dropped."""
+        batch: list[_Waiting[_Item, _Result]] = []
+        others: list[_Waiting[_Item, _Result]] = []
+        while self.waiting and len(batch) < self.max_batch:
+            entry = self.waiting.popleft()
+            if batch and entry.group != batch[0].group:
+                others.append(entry)
+            elif entry.future.set_running_or_notify_cancel():
+                batch.append(entry)
+        self.waiting.extendleft(reversed(others))
+        return batch
+
+    def measured(self, seconds: float, items: int) -> None:
+        """Report one call, and take it into the average that Retry-After is made of."""
+        metrics.BATCH_SIZE.labels(kind=self.kind).observe(items)
+        if self.seconds is not None:
+            self.seconds.observe(seconds)
+        newest = seconds / items
+        first = self.seconds_per_item == 0.0
+        self.seconds_per_item = newest if first else (1 - _SMOOTHING) * self.seconds_per_item + _SMOOTHING * newest
+
+
+class Batcher:
+    """Runs the lanes' work, the first lane first. `limits` bounds admitted work of each kind; `free_memory` lets go of
+    device memory when a call ran out of it.
+    """
+
+    def __init__(
+        self, lanes: Sequence[Lane[Any, Any]], *, limits: Mapping[str, int], free_memory: Callable[[], None]
+    ) -> None:
+        self._lanes = tuple(lanes)
+        self._limits = dict(limits)
+        self._free_memory = free_memory
+        self._admitted = dict.fromkeys(limits, 0)
+        self._changed = threading.Condition()
+        self._stopped: str | None = None
+        self._thread = threading.Thread(target=self._serve, name="device", daemon=True)
+        self._thread.start()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the device's thread takes work."""
+        return self._stopped is None and self._thread.is_alive()
+
+    @contextlib.contextmanager
+    def admit(self, kind: str, count: int) -> Iterator[None]:
+        """Count `count` items of `kind` as in flight. Raises `Overloaded` beyond the limit, at once, with the time the
+        work already admitted will take by the last measurements. A request larger than the limit gets in when alone.
+        """
+        with self._changed:
+            if self._admitted[kind] and self._admitted[kind] + count > self._limits[kind]:
+                raise Overloaded(f"too many {kind}s are waiting", retry_after_s=self._retry_after_s())
+            self._admitted[kind] += count
+        metrics.INFLIGHT.labels(kind=kind).inc(count)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._admitted[kind] -= count
+            metrics.INFLIGHT.labels(kind=kind).dec(count)
+
+    def submit(self, lane: Lane[_Item, _Result], group: str, items: Sequence[_Item]) -> list[Future[Answer[_Result]]]:
+        """Queue `items`, one future each. Cancelling a future before its call starts drops its item."""
+        now = time.perf_counter()
+        entries = [_Waiting[_Item, _Result](group, item, Future(), now) for item in items]
+        with self._changed:
+            if self._stopped is not None:
+                raise WorkerUnavailable(self._stopped)
+            lane.waiting.extend(entries)
+            self._report_depth(lane)
+            self._changed.notify()
+        for entry in entries:
+            entry.future.add_done_callback(partial(self._forget, lane, entry))
+        return [entry.future for entry in entries]
+
+    def close(self) -> None:
+        """Finish the call that runs, answer the rest with an error, end the thread."""
+        self._stop("the service is shutting down")
+        self._thread.join()
+
+    def _retry_after_s(self) -> int:
+        seconds = sum(self._admitted.get(lane.kind, 0) * lane.seconds_per_item for lane in self._lanes)
+        return max(1, math.ceil(seconds))
+
+    def _forget(
+        self, lane: Lane[_Item, _Result], entry: _Waiting[_Item, _Result], future: Future[Answer[_Result]]
+    ) -> None:
+        """Drop an item whose caller left while it waited."""
+        if not future.cancelled():
+            return
+        with self._changed, contextlib.suppress(ValueError):  # taken in the meantime
+            lane.waiting.remove(entry)
+            self._report_depth(lane)
+
+    def _serve(self) -> None:
+        """The device's thread."""
+        try:
+            while self._serve_next():
+                pass
+        except BaseException:
+            _log.exception("the device's thread has crashed")
+        finally:
+            self._stop("the device's thread has stopped")
+
+    def _serve_next(self) -> bool:
+        """Wait for a batch and run it; False when stopped. A function of its own, so that no local of an idle thread
+        keeps the last batch's tensors alive.
+        """
+        work = self._next()
+        if work is None:
+            return False
+        lane, batch = work
+        try:
+            self._run(lane, batch)
+        finally:
+            # Nothing that goes wrong, not even what `Exception` does not cover, may leave a caller hanging.
+            _fail(batch, WorkerUnavailable("the device's thread has stopped"))
+        return True
+
+    def _next(self) -> tuple[Lane[Any, Any], list[_Waiting[Any, Any]]] | None:
+        """The next batch of the first lane that has one; waits for work. None when stopped."""
+        with self._changed:
+            while self._stopped is None:
+                for lane in self._lanes:
+                    batch = lane.take()
+                    self._report_depth(lane)
+                    if batch:
+                        return lane, batch
+                self._changed.wait()
+        return None
+
+    def _run(self, lane: Lane[_Item, _Result], batch: list[_Waiting[_Item, _Result]]) -> None:
+        """One call, answered; where it fails, its items again in smaller calls so that only the bad one fails."""
+        started = time.perf_counter()
+        try:
+            results = lane.run(batch[0].group, [entry.item for entry in batch])
+            if len(results) != len(batch):
+                raise RuntimeError(f"{len(results)} results for {len(batch)} {lane.kind} items")
+        except Exception as error:
+            self._run_again(lane, batch, error)
+            return
+        ended = time.perf_counter()
+        lane.measured(ended - started, len(batch))
+        for entry, result in zip(batch, results, strict=True):
+            entry.future.set_result(Answer(result, entry.submitted, started, ended))
+
+    def _run_again(self, lane: Lane[_Item, _Result], batch: list[_Waiting[_Item, _Result]], error: Exception) -> None:
+        if is_out_of_memory(error):
+            self._run_with_less_memory(lane, batch, error)
+        elif len(batch) == 1:
+            batch[0].future.set_exception(error)
+        else:
+            _log.warning("a %s batch of %d failed, trying its items singly: %r", lane.kind, len(batch), error)
+            for entry in batch:
+                self._run(lane, [entry])
+
+    def _run_with_less_memory(
+        self, lane: Lane[_Item, _Result], batch: list[_Waiting[_Item, _Result]], error: Exception
+    ) -> None:
+        """Free what can be freed and go on with halves; the lane keeps to the smaller batches."""
+        _log.warning("out of device memory in a %s batch of %d", lane.kind, len(batch))
+        self._free_memory()
+        half = len(batch) // 2
+        if half:
+            lane.max_batch = max(1, min(lane.max_batch, half))
+            self._run(lane, batch[:half])
+            self._run(lane, batch[half:])
+            return
+        try:
+            self._run_single(lane, batch[0])
+        except Exception as again:
+            refused = Overloaded("the device is out of memory", retry_after_s=1) if is_out_of_memory(again) else again
+            refused.__cause__ = error
+            batch[0].future.set_exception(refused)
+
+    def _run_single(self, lane: Lane[_Item, _Result], entry: _Waiting[_Item, _Result]) -> None:
+        started = time.perf_counter()
+        (result,) = lane.run(entry.group, [entry.item])
+        entry.future.set_result(Answer(result, entry.submitted, started, time.perf_counter()))
+
+    def _stop(self, reason: str) -> None:
+        with self._changed:
+            self._stopped = self._stopped or reason
+            left = [entry for lane in self._lanes for entry in lane.waiting]
+            for lane in self._lanes:
+                lane.waiting.clear()
+                self._report_depth(lane)
+            self._changed.notify()
+        _fail([entry for entry in left if entry.future.set_running_or_notify_cancel()], WorkerUnavailable(reason))
+
+    def _report_depth(self, lane: Lane[Any, Any]) -> None:
+        metrics.QUEUE_DEPTH.labels(kind=lane.kind).set(len(lane.waiting))
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a device or the host ran out of memory; told by name, since torch is not imported here."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "out of memory" in str(error).lower())
+    )
+
+
+def _fail(batch: Sequence[_Waiting[Any, Any]], error: Exception) -> None:
+    for entry in batch:
+        if not entry.future.done():
+            entry.future.set_exception(error)

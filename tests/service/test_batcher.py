@@ -1,0 +1,175 @@
+"""The device's thread: batches, order, refusal, cancellation, and failures that leave nobody waiting."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
+
+import pytest
+
+from wsisam_service.batcher import Answer, Batcher, Lane
+from wsisam_service.errors import Overloaded, WorkerUnavailable
+
+TIMEOUT_S = 20.0
+
+
+class Device:
+    """Squares numbers; holds its first call until released, and does what `trouble` says before each."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, str, list[int]]] = []
+        self.busy = threading.Event()
+        self.release = threading.Event()
+        self.trouble: Callable[[Sequence[int]], None] = lambda items: None
+
+    def lane(self, kind: str, max_batch: int = 8) -> Lane[int, int]:
+        def run(group: str, items: Sequence[int]) -> list[int]:
+            self.calls.append((kind, group, list(items)))
+            self.busy.set()
+            assert self.release.wait(TIMEOUT_S)
+            self.trouble(items)
+            return [item * item for item in items]
+
+        return Lane(kind, run, max_batch=max_batch)
+
+
+class Bench:
+    """A batcher of a decode and an encode lane whose device is busy with item 0 of the encode lane."""
+
+    def __init__(self, limit: int = 100) -> None:
+        self.device = Device()
+        self.freed = 0
+        self.decodes, self.encodes = self.device.lane("decode"), self.device.lane("encode")
+        limits = {"decode": limit, "encode": limit}
+        self.batcher = Batcher([self.decodes, self.encodes], limits=limits, free_memory=self._free)
+        self.first = self.batcher.submit(self.encodes, "m", [0])
+        assert self.device.busy.wait(TIMEOUT_S)
+
+    def _free(self) -> None:
+        self.freed += 1
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    bench = Bench()
+    yield bench
+    bench.device.release.set()
+    bench.batcher.close()
+
+
+def results(futures: Sequence[Future[Answer[int]]]) -> list[int]:
+    return [future.result(TIMEOUT_S).result for future in futures]
+
+
+def test_what_waits_goes_in_one_call_and_decodes_overtake(bench: Bench) -> None:
+    encodes = bench.batcher.submit(bench.encodes, "m", [1, 2])
+    decodes = bench.batcher.submit(bench.decodes, "m", [3]) + bench.batcher.submit(bench.decodes, "m", [4, 5])
+    bench.device.release.set()
+    assert results(encodes + decodes) == [1, 4, 9, 16, 25]
+    assert bench.device.calls[1:] == [("decode", "m", [3, 4, 5]), ("encode", "m", [1, 2])]
+
+
+def test_a_batch_is_of_one_model_and_of_the_lanes_size(bench: Bench) -> None:
+    futures = [bench.batcher.submit(bench.decodes, "ab"[item % 2], [item])[0] for item in range(20)]
+    bench.device.release.set()
+    assert results(futures) == [item * item for item in range(20)]
+    calls = bench.device.calls[1:]
+    assert all(len(items) <= 8 for _, _, items in calls)
+    assert all(len({item % 2 for item in items}) == 1 for _, _, items in calls)
+    assert calls[0] == ("decode", "a", list(range(0, 16, 2)))
+
+
+def test_a_cancelled_item_is_never_run(bench: Bench) -> None:
+    gone, stays = bench.batcher.submit(bench.decodes, "m", [1, 2])
+    assert gone.cancel()
+    assert len(bench.decodes.waiting) == 1
+    bench.device.release.set()
+    assert results([stays]) == [4]
+    assert ("decode", "m", [2]) in bench.device.calls
+
+
+def test_one_bad_item_does_not_fail_the_others(bench: Bench) -> None:
+    def trouble(items: Sequence[int]) -> None:
+        if 2 in items:
+            raise ValueError("two")
+
+    bench.device.trouble = trouble
+    one, two, three = bench.batcher.submit(bench.decodes, "m", [1, 2, 3])
+    bench.device.release.set()
+    assert results([one, three]) == [1, 9]
+    assert isinstance(two.exception(TIMEOUT_S), ValueError)
+
+
+def test_too_few_results_fail_their_batch_and_nobody_gets_anothers(bench: Bench) -> None:
+    short: Lane[int, int] = Lane("decode", lambda group, items: [], max_batch=8)
+    bench.batcher._lanes = (short,)
+    futures = bench.batcher.submit(short, "m", [1, 2])
+    bench.device.release.set()
+    assert all(isinstance(future.exception(TIMEOUT_S), RuntimeError) for future in futures)
+
+
+def test_out_of_memory_is_met_by_smaller_batches(bench: Bench) -> None:
+    def trouble(items: Sequence[int]) -> None:
+        if len(items) > 2:
+            raise MemoryError
+
+    bench.device.trouble = trouble
+    futures = bench.batcher.submit(bench.decodes, "m", range(1, 9))
+    bench.device.release.set()
+    assert results(futures) == [item * item for item in range(1, 9)]
+    assert bench.freed >= 1
+    assert bench.decodes.max_batch == 2
+
+
+def test_out_of_memory_with_one_item_frees_and_tries_again(bench: Bench) -> None:
+    def trouble(items: Sequence[int]) -> None:
+        if bench.freed == 0:
+            raise RuntimeError("CUDA out of memory")
+
+    bench.device.trouble = trouble
+    futures = bench.batcher.submit(bench.decodes, "m", [3])
+    bench.device.release.set()
+    assert results(futures) == [9]
+
+
+def test_beyond_the_limit_work_is_refused_with_the_time_it_would_wait() -> None:
+    bench = Bench(limit=3)
+    bench.device.release.set()
+    results(bench.first)
+    bench.decodes.seconds_per_item = 4.0
+    with bench.batcher.admit("decode", 2):
+        with pytest.raises(Overloaded) as refused, bench.batcher.admit("decode", 2):
+            pass
+        with bench.batcher.admit("decode", 1), bench.batcher.admit("encode", 3):
+            pass
+    assert refused.value.retry_after_s in (8, 9)
+    with bench.batcher.admit("decode", 256):
+        pass
+    bench.batcher.close()
+
+
+def test_a_crash_of_the_thread_answers_everybody(bench: Bench) -> None:
+    def trouble(items: Sequence[int]) -> None:
+        raise SystemExit
+
+    bench.device.trouble = trouble
+    waiting = bench.batcher.submit(bench.encodes, "m", [1]) + bench.batcher.submit(bench.decodes, "m", [2])
+    bench.device.release.set()
+    done, hanging = wait([*bench.first, *waiting], TIMEOUT_S)
+    assert not hanging
+    assert all(isinstance(future.exception(), WorkerUnavailable) for future in done)
+    bench.batcher.close()
+    assert not bench.batcher.healthy
+    with pytest.raises(WorkerUnavailable):
+        bench.batcher.submit(bench.decodes, "m", [1])
+
+
+def test_closing_answers_what_waits(bench: Bench) -> None:
+    waiting = bench.batcher.submit(bench.decodes, "m", [1])
+    closing = threading.Thread(target=bench.batcher.close)
+    closing.start()
+    assert isinstance(waiting[0].exception(TIMEOUT_S), WorkerUnavailable)
+    bench.device.release.set()
+    closing.join(TIMEOUT_S)
+    assert results(bench.first) == [0]
