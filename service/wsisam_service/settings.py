@@ -36,7 +36,7 @@ class SettingsError(Exception):
 class Settings(BaseSettings):
     """What an operator can choose. Units are in the names."""
 
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     slides: Annotated[tuple[str, ...], NoDecode] = ()
     """Roots of the slides: folders or fsspec URLs. In the environment separated by commas."""

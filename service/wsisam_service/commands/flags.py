@@ -1,0 +1,40 @@
+"""Settings as flags: every setting that a command uses is a flag of the same name."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+
+from wsisam_service.settings import Settings, load_settings
+
+MODEL_SETTINGS = ("model", "adapters", "weights", "engine", "precision", "device", "threads")
+CACHE_SETTINGS = ("store", "store_bytes", "l1_bytes", "tile_cache_bytes")
+
+
+class UsageError(Exception):
+    """What the user of the command line got wrong, in one line."""
+
+
+def add_settings(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
+    """Add a flag for each of the settings called `names`, and `--config`."""
+    group = parser.add_argument_group("settings", "also WSISAM_… variables and keys of the settings file (TOML)")
+    group.add_argument("--config", type=Path, metavar="FILE", help="settings file; also WSISAM_CONFIG")
+    for name in names:
+        field = Settings.model_fields[name]
+        flag = "--" + name.replace("_", "-")
+        help_text = " ".join((field.description or "").replace("%", "%%").split())
+        if field.annotation is bool:
+            group.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=help_text)
+            continue
+        shown = field.default if isinstance(field.default, int | float) or field.default else None
+        default = f" [{shown}]" if isinstance(shown, str | int | float) else ""
+        nargs = "+" if name == "slides" else None
+        metavar = name.rsplit("_", maxsplit=1)[-1].upper()
+        group.add_argument(flag, nargs=nargs, metavar=metavar, default=argparse.SUPPRESS, help=help_text + default)
+
+
+def settings_of(options: argparse.Namespace) -> Settings:
+    """The settings of this command line; raises `SettingsError`."""
+    given = {name: value for name, value in vars(options).items() if name in Settings.model_fields}
+    return load_settings(given, options.config)
