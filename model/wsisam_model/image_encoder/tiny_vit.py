@@ -1,0 +1,215 @@
+"""TinyViT, the image encoder of LiteMedSAM and of MobileSAM (METHOD.md section 2.1).
+
+Module names are the checkpoints' key names without the prefix `image_encoder.`. Both variants leave a grid of 64×64;
+they differ in the stem only: LiteMedSAM keeps its 256 pixels, MobileSAM reduces its 1024 by four.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from wsisam_model.layers import LayerNorm2d
+
+STEM_SIDE = 256
+"""Side of the map that the stem leaves, whatever the input's size."""
+HEAD_SIZE = 32
+EMBEDDING_CHANNELS = 256
+
+
+class ConvBN(nn.Sequential):
+    """A convolution without bias and its batch norm; `fold` makes one convolution of the two (METHOD.md 6f)."""
+
+    c: nn.Conv2d
+    bn: nn.Module
+
+    def __init__(self, channels_in: int, channels: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> None:
+        super().__init__()
+        convolution = nn.Conv2d(channels_in, channels, kernel, stride, kernel // 2, groups=groups, bias=False)
+        self.add_module("c", convolution)
+        self.add_module("bn", nn.BatchNorm2d(channels))
+
+    def fold(self) -> None:
+        """Replace the pair by one convolution with bias. Only in eval mode, and only once."""
+        self.c = fuse_conv_bn_eval(self.c, cast(nn.BatchNorm2d, self.bn))
+        self.bn = nn.Identity()
+
+
+class PatchEmbed(nn.Module):
+    """The stem: (B, 3, S, S) to (B, 64, 256, 256)."""
+
+    def __init__(self, image_size: int) -> None:
+        super().__init__()
+        kernel, stride = (1, 1) if image_size == STEM_SIDE else (3, 2)
+        self.seq = nn.Sequential(ConvBN(3, 32, kernel, stride), nn.GELU(), ConvBN(32, 64, kernel, stride))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.seq(x))
+
+
+class MBConv(nn.Module):
+    """Inverted bottleneck with residual, (B, C, H, W) to the same shape."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        hidden = 4 * channels
+        self.conv1 = ConvBN(channels, hidden)
+        self.conv2 = ConvBN(hidden, hidden, 3, groups=hidden)
+        self.conv3 = ConvBN(hidden, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.gelu(self.conv2(F.gelu(self.conv1(x))))
+        return F.gelu(x + self.conv3(hidden))
+
+
+class PatchMerging(nn.Module):
+    """To the next stage's channels: (B, C, H, W) to (B, C', H / stride, W / stride)."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = ConvBN(channels_in, channels)
+        self.conv2 = ConvBN(channels, channels, 3, stride, groups=channels)
+        self.conv3 = ConvBN(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(x))))))
+
+
+class Attention(nn.Module):
+    """Self-attention inside windows, (windows, w·w, C) to the same shape, with a learned bias per head and offset."""
+
+    offset_index: Tensor
+    bias: Tensor | None
+
+    def __init__(self, channels: int, window: int) -> None:
+        super().__init__()
+        self.heads = channels // HEAD_SIZE
+        self.norm = nn.LayerNorm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
+        self.attention_biases = nn.Parameter(torch.zeros(self.heads, window * window))
+        self.register_buffer("offset_index", _offset_index(window), persistent=False)
+        self.register_buffer("bias", None, persistent=False)
+
+    def expand_bias(self) -> None:
+        """Look the bias of every pair of positions up once, instead of in every forward pass."""
+        self.bias = self.attention_biases.detach()[:, self.offset_index]
+
+    def forward(self, x: Tensor) -> Tensor:
+        length, channels = x.shape[1:]
+        bias = self.attention_biases[:, self.offset_index] if self.bias is None else self.bias
+        # The 3C outputs lie head by head: q, k and v of head 0, then of head 1, ...
+        qkv = self.qkv(self.norm(x)).view(-1, length, self.heads, 3, HEAD_SIZE).permute(3, 0, 2, 1, 4)
+        attended = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], attn_mask=bias.unsqueeze(0))
+        return cast(Tensor, self.proj(attended.transpose(1, 2).reshape(-1, length, channels)))
+
+
+def _offset_index(window: int) -> Tensor:
+    """Column of the bias table for each pair of window positions: |Δrow|·w + |Δcolumn|, int64 (w·w, w·w)."""
+    rows, columns = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
+    row, column = rows.flatten(), columns.flatten()
+    return (row[:, None] - row).abs() * window + (column[:, None] - column).abs()
+
+
+class Mlp(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.fc1 = nn.Linear(channels, 4 * channels)
+        self.fc2 = nn.Linear(4 * channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.fc2(F.gelu(self.fc1(self.norm(x)))))
+
+
+class WindowBlock(nn.Module):
+    """Window attention, depthwise convolution and MLP on a map (B, C, side, side)."""
+
+    def __init__(self, channels: int, window: int, side: int) -> None:
+        super().__init__()
+        self.window, self.side = window, side
+        self.attn = Attention(channels, window)
+        self.local_conv = ConvBN(channels, channels, 3, groups=channels)
+        self.mlp = Mlp(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 2, 3, 1)
+        x = x + self._attend(x)
+        x = self.local_conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        x = x + self.mlp(x)
+        return x.permute(0, 3, 1, 2)
+
+    def _attend(self, x: Tensor) -> Tensor:
+        """Attention in each window of a map (B, side, side, C).
+
+        The map is padded with zeros below and on the right to whole windows. The padding is attended to like any
+        other position, as the weights were trained: masking it would move the logits by up to 9.
+        """
+        side, window, channels = self.side, self.window, x.shape[-1]
+        count = -(-side // window)
+        padding = count * window - side
+        x = F.pad(x, (0, 0, 0, padding, 0, padding))
+        windows = x.view(-1, count, window, count, window, channels).transpose(2, 3)
+        attended: Tensor = self.attn(windows.reshape(-1, window * window, channels))
+        attended = attended.view(-1, count, count, window, window, channels).transpose(2, 3)
+        return attended.reshape(-1, count * window, count * window, channels)[:, :side, :side]
+
+
+class Stage(nn.Module):
+    """Blocks at one resolution, then the merge to the next stage, if there is one."""
+
+    def __init__(self, blocks: list[nn.Module], downsample: nn.Module | None) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x if self.downsample is None else self.downsample(x)
+
+
+class TinyViT(nn.Module):
+    """The encoder, in eval mode. `image_size` S is 256 (LiteMedSAM) or 1024 (MobileSAM)."""
+
+    def __init__(self, image_size: int) -> None:
+        super().__init__()
+        if image_size not in (STEM_SIDE, 4 * STEM_SIDE):
+            raise ValueError(f"TinyViT takes 256 or 1024 pixels, not {image_size}")
+        self.patch_embed = PatchEmbed(image_size)
+        self.layers = nn.ModuleList(
+            (
+                Stage([MBConv(64) for _ in range(2)], PatchMerging(64, 128, stride=2)),
+                Stage([WindowBlock(128, 7, 128) for _ in range(2)], PatchMerging(128, 160, stride=2)),
+                Stage([WindowBlock(160, 14, 64) for _ in range(6)], PatchMerging(160, 320, stride=1)),
+                Stage([WindowBlock(320, 7, 64) for _ in range(2)], None),
+            )
+        )
+        self.neck = nn.Sequential(
+            nn.Conv2d(320, EMBEDDING_CHANNELS, 1, bias=False),
+            LayerNorm2d(EMBEDDING_CHANNELS),
+            nn.Conv2d(EMBEDDING_CHANNELS, EMBEDDING_CHANNELS, 3, padding=1, bias=False),
+            LayerNorm2d(EMBEDDING_CHANNELS),
+        )
+        self.eval()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised images (B, 3, S, S) to the embedding E (B, 256, 64, 64) and the early feature X (B, 160, 64, 64).
+
+        X is the output of the second stage, its merge included.
+        """
+        early = self.layers[1](self.layers[0](self.patch_embed(x)))
+        embedding = self.neck(self.layers[3](self.layers[2](early)))
+        return embedding, early
+
+    def prepare_for_inference(self) -> None:
+        """Fold the batch norms and expand the bias tables, after the weights are loaded. Not to be undone."""
+        for module in list(self.modules()):
+            if isinstance(module, ConvBN):
+                module.fold()
+            elif isinstance(module, Attention):
+                module.expand_bias()
