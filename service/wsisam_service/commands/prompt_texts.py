@@ -56,7 +56,7 @@ def _feature_prompt(feature: Any, number: int, path: Path) -> Prompt:
         geometry = feature["geometry"]
         positions = list(_positions(geometry["coordinates"]))
         kind = geometry["type"]
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"object {number} of {path} has no geometry that can be read") from error
     if not positions:
         raise UsageError(f"object {number} of {path} is empty")
