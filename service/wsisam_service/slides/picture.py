@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from wsisam_service.errors import NotBrightfield, UnreadableSlide
-from wsisam_service.slides.reader import Level, RgbImage, SlideInfo
+from wsisam_service.slides.reader import Level, RgbImage, SlideInfo, SlideReader
 from wsisam_service.slides.source import ByteSource, stream
 from wsisam_service.slides.tiles import TileCache
 
@@ -18,8 +18,8 @@ MAX_PICTURE_PIXELS = 20_000_000
 _UNREADABLE = "The picture cannot be decoded."
 
 
-class PictureReader:
-    """A `SlideReader` of one RGB or RGBA picture. Raises `UnreadableSlide`, `NotBrightfield`."""
+class PictureReader(SlideReader):
+    """One RGB or RGBA picture. Raises `UnreadableSlide`, `NotBrightfield`."""
 
     def __init__(self, source: ByteSource, tiles: TileCache) -> None:
         self._source = source
@@ -31,13 +31,13 @@ class PictureReader:
                 raise NotBrightfield("The picture is not 8-bit RGB.")
             if width * height > MAX_PICTURE_PIXELS:
                 raise UnreadableSlide(f"Pictures of more than {MAX_PICTURE_PIXELS} pixels have to be pyramidal TIFF.")
-        self.info = SlideInfo((Level(width, height, 1.0),), mpp=None, bounds=None, vendor=None, objective_power=None)
+        self.info = SlideInfo((Level(width, height),))
 
     def read_region(self, level: int, x: int, y: int, width: int, height: int) -> RgbImage:
         picture = self._tiles.get((self._number, level, 0), self._decode)
         region = np.full((height, width, 3), 255, np.uint8)
-        x0, x1 = max(x, 0), min(x + width, self.info.width)
-        y0, y1 = max(y, 0), min(y + height, self.info.height)
+        x0, x1 = max(x, 0), min(x + width, self.width)
+        y0, y1 = max(y, 0), min(y + height, self.height)
         if x0 < x1 and y0 < y1:
             region[y0 - y : y1 - y, x0 - x : x1 - x] = picture[y0:y1, x0:x1]
         return region

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from wsisam_service.errors import UnreadableSlide
-from wsisam_service.slides.source import ByteSource
+from wsisam_service.slides.source import ByteSource, LocalBytes
 from wsisam_service.slides.tiles import TileCache
 
 RgbImage = npt.NDArray[np.uint8]
@@ -25,11 +27,17 @@ _PICTURE_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """One resolution of the pyramid; `downsample` is level-0 pixels per pixel of this level."""
+    """One resolution of the pyramid, with level-0 pixels per pixel of this level in x and y."""
 
     width: int
     height: int
-    downsample: float
+    downsample_x: float = 1.0
+    downsample_y: float = 1.0
+
+    @property
+    def downsample(self) -> float:
+        """Mean of both axes, the figure that other software shows."""
+        return (self.downsample_x + self.downsample_y) / 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,59 +49,58 @@ class SlideInfo:
     """
 
     levels: Sequence[Level]
-    mpp: float | None
-    bounds: tuple[int, int, int, int] | None
-    vendor: str | None
-    objective_power: float | None
+    mpp: float | None = None
+    bounds: tuple[int, int, int, int] | None = None
+    vendor: str | None = None
+    objective_power: float | None = None
+
+
+class SlideReader(ABC):
+    """An open slide; safe for concurrent use. Its files close when the last user lets go of it."""
+
+    info: SlideInfo
 
     @property
     def width(self) -> int:
-        return self.levels[0].width
+        """Level-0 pixels."""
+        return self.info.levels[0].width
 
     @property
     def height(self) -> int:
-        return self.levels[0].height
-
-
-class SlideReader(Protocol):
-    """An open slide; safe for concurrent use. Its files close when the last user lets go of it."""
+        """Level-0 pixels."""
+        return self.info.levels[0].height
 
     @property
-    def info(self) -> SlideInfo: ...
+    def mpp(self) -> float | None:
+        """µm per level-0 pixel as the file says; see `SlideInfo`."""
+        return self.info.mpp
 
+    @abstractmethod
     def read_region(self, level: int, x: int, y: int, width: int, height: int) -> RgbImage:
         """The rectangle with upper left corner (`x`, `y`), all in pixels of `level`: uint8 (height, width, 3).
 
         White outside the slide; alpha over white. Raises `UnreadableSlide`.
         """
-        ...
 
 
-def open_slide(source: ByteSource, tiles: TileCache) -> SlideReader:
-    """The reader that fits the file's content. Raises `UnreadableSlide` or `NotBrightfield`."""
+def open_slide(source: ByteSource | Path | str, tiles: TileCache | None = None) -> SlideReader:
+    """The reader that fits the content of a local file or of any other source of bytes.
+
+    `tiles` is a cache to share with other slides. Raises `UnreadableSlide` or `NotBrightfield`.
+    """
     from wsisam_service.slides.picture import PictureReader
     from wsisam_service.slides.tiff import TiffReader
 
-    if source.size == 0:
-        raise UnreadableSlide("The slide's file is empty.")
+    tiles = TileCache() if tiles is None else tiles
     try:
+        source = LocalBytes(os.fspath(source)) if isinstance(source, str | Path) else source
         head = source.read_at(0, 16)
     except OSError as error:
         raise UnreadableSlide("The slide's file cannot be read.") from error
+    if not head:
+        raise UnreadableSlide("The slide's file is empty.")
     if head.startswith(_TIFF_MAGIC):
         return TiffReader(source, tiles)
     if head.startswith(_PICTURE_MAGIC):
         return PictureReader(source, tiles)
     raise UnreadableSlide("The slide's file is of no format that this service reads.")
-
-
-def level_of(width: int, height: int, width0: int, height0: int) -> Level:
-    """The level of `width` x `height` in a slide of `width0` x `height0`.
-
-    Scanners reduce by whole factors and drop what does not fill a last pixel, so a factor that explains both sizes
-    within one pixel is taken rather than the quotient.
-    """
-    quotient = (width0 / width + height0 / height) / 2
-    factor = round(quotient)
-    explains = abs(width0 / factor - width) < 1 and abs(height0 / factor - height) < 1
-    return Level(width, height, float(factor) if explains else quotient)

@@ -24,7 +24,7 @@ import tifffile
 from tiffslide import TiffSlide
 
 from wsisam_service.errors import NotBrightfield, ServiceError, UnreadableSlide
-from wsisam_service.slides.reader import Level, RgbImage, SlideInfo, level_of
+from wsisam_service.slides.reader import Level, RgbImage, SlideInfo, SlideReader
 from wsisam_service.slides.source import ByteSource, stream
 from wsisam_service.slides.tiles import TileCache
 
@@ -44,8 +44,8 @@ _DECODERS = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="tiles")
 """Codecs work without the GIL; the tiles of one region are decoded side by side."""
 
 
-class TiffReader:
-    """A `SlideReader` for TIFF. Raises `UnreadableSlide`, `NotBrightfield`."""
+class TiffReader(SlideReader):
+    """Raises `UnreadableSlide`, `NotBrightfield`."""
 
     def __init__(self, source: ByteSource, tiles: TileCache) -> None:
         try:
@@ -221,19 +221,29 @@ def _says_fluorescence(tiff: tifffile.TiffFile, page: tifffile.TiffPage, propert
 
 
 def _slide_info(slide: TiffSlide, properties: Mapping[str, Any]) -> SlideInfo:
-    width0, height0 = slide.dimensions
-    levels: list[Level] = []
-    for width, height in slide.level_dimensions:
-        levels.append(level_of(width, height, width0, height0))
+    vendor = properties.get("tiffslide.vendor")
     sizes = [float(v) for v in (properties.get(f"tiffslide.mpp-{axis}") for axis in "xy") if v]
     power = properties.get("tiffslide.objective-power")
     return SlideInfo(
-        levels=tuple(levels),
+        levels=tuple(_level(size, slide.dimensions, scanned=vendor is not None) for size in slide.level_dimensions),
         mpp=sum(sizes) / len(sizes) if sizes else None,
         bounds=_bounds(properties),
-        vendor=properties.get("tiffslide.vendor"),
+        vendor=vendor,
         objective_power=float(power) if power else None,
     )
+
+
+def _level(size: tuple[int, int], size0: tuple[int, int], *, scanned: bool) -> Level:
+    """The level of `size` in a slide of `size0`, both (width, height).
+
+    Scanners reduce by whole factors and drop what does not fill a last pixel; converters resize the whole image.
+    Taking the one for the other shifts the far end by up to one pixel of the level.
+    """
+    x, y = (full / reduced for full, reduced in zip(size0, size, strict=True))
+    factor = round((x + y) / 2)
+    if scanned and all(abs(full / factor - reduced) < 1 for full, reduced in zip(size0, size, strict=True)):
+        return Level(*size, float(factor), float(factor))
+    return Level(*size, x, y)
 
 
 def _bounds(properties: Mapping[str, Any]) -> tuple[int, int, int, int] | None:

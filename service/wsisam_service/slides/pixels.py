@@ -1,0 +1,124 @@
+"""Pixels of views, regions and thumbnails: any level-0 rectangle of a slide, resampled to any size.
+
+All rectangles are in level 0, pixel-edge frame, with fractions; output pixel i covers exactly its share of the
+rectangle, so sub-pixel origins are kept. White outside the slide.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from wsisam_service.errors import ImageTooLarge, InvalidNumber
+from wsisam_service.slides.reader import Level, RgbImage, SlideReader
+from wsisam_service.views import View
+
+MAX_REGION_PIXELS = 16_000_000
+"""Largest output of `read_region_image`."""
+COARSER_TOLERANCE = 1.02
+"""A level coarser by this little still counts as not coarser: scanners' 0.252 µm is meant as the ladder's 0.25 µm."""
+KEPT_DETAIL = 2
+"""Whole-number reduction leaves at least this many pixels per output pixel to the antialiasing filter."""
+BLOCK_PIXELS = 2048
+"""Side of the blocks in which large areas are read before reduction, so that memory stays bounded."""
+
+WHITE = 255
+Rectangle = tuple[float, float, float, float]
+"""(x, y, width, height) in level 0 where nothing else is said."""
+
+
+def read_view(reader: SlideReader, view: View) -> RgbImage:
+    """The pixels of `view`: uint8 (side, side, 3). Raises `UnreadableSlide`."""
+    x, y = view.origin_level0
+    return read_rectangle(reader, (x, y, view.size_level0, view.size_level0), (view.side, view.side))
+
+
+def read_region_image(
+    reader: SlideReader, rectangle: Rectangle, *, slide_mpp: float, mpp: float | None = None
+) -> RgbImage:
+    """The pixels of `rectangle` at `mpp` µm per pixel, or as stored at full resolution: uint8 (height, width, 3).
+
+    `slide_mpp` is µm per level-0 pixel as used for this slide. Raises `InvalidNumber` for an empty rectangle,
+    `ImageTooLarge`, `UnreadableSlide`.
+    """
+    scale = 1.0 if mpp is None else mpp / slide_mpp
+    if not all(map(math.isfinite, (*rectangle, scale))) or min(rectangle[2], rectangle[3], scale) <= 0:
+        raise InvalidNumber("A region needs finite numbers, and a width, height and mpp above 0.")
+    width, height = (max(1.0, round(side / scale)) for side in rectangle[2:])
+    if width * height > MAX_REGION_PIXELS:
+        raise ImageTooLarge(f"The region would have more than {MAX_REGION_PIXELS} pixels; ask for a larger mpp.")
+    return read_rectangle(reader, rectangle, (int(width), int(height)))
+
+
+def thumbnail(reader: SlideReader, max_side: int) -> RgbImage:
+    """The whole slide in at most `max_side` pixels each way, never enlarged. Raises `UnreadableSlide`."""
+    width, height = reader.width, reader.height
+    scale = max(1.0, max(width, height) / max_side)
+    size = max(1, round(width / scale)), max(1, round(height / scale))
+    return read_rectangle(reader, (0.0, 0.0, float(width), float(height)), size)
+
+
+def read_rectangle(reader: SlideReader, rectangle: Rectangle, size: tuple[int, int]) -> RgbImage:
+    """`rectangle` of level 0 resampled to `size` (width, height): uint8 (height, width, 3).
+
+    Reads the coarsest level that is not coarser than the output. Raises `UnreadableSlide`.
+    """
+    index = _best_level(reader.info.levels, min(rectangle[2] / size[0], rectangle[3] / size[1]))
+    level = reader.info.levels[index]
+    x, width = rectangle[0] / level.downsample_x, rectangle[2] / level.downsample_x
+    y, height = rectangle[1] / level.downsample_y, rectangle[3] / level.downsample_y
+    reduction = max(1, int(min(width / size[0], height / size[1]) / KEPT_DETAIL))
+    # The filter reaches over the rectangle by at most one output pixel, and at least by what interpolation needs.
+    margin_x, margin_y = math.ceil(width / size[0]) + 1, math.ceil(height / size[1]) + 1
+    left, top = math.floor(x) - margin_x, math.floor(y) - margin_y
+    shape = (
+        math.ceil((math.ceil(y + height) + margin_y - top) / reduction),
+        math.ceil((math.ceil(x + width) + margin_x - left) / reduction),
+    )
+    pixels = _read_reduced(reader, index, (left, top), shape, reduction)
+    inside = ((x - left) / reduction, (y - top) / reduction, width / reduction, height / reduction)
+    return _resample(pixels, inside, size)
+
+
+def _best_level(levels: Sequence[Level], scale: float) -> int:
+    """The coarsest level with at most `scale` level-0 pixels per pixel; 0 where the output is finer than the slide."""
+    return max((i for i, level in enumerate(levels) if level.downsample <= scale * COARSER_TOLERANCE), default=0)
+
+
+def _read_reduced(
+    reader: SlideReader, level: int, origin: tuple[int, int], shape: tuple[int, int], reduction: int
+) -> RgbImage:
+    """Means over squares of `reduction` pixels of `level`, from `origin` (x, y) on: uint8 (*shape, 3)."""
+    (left, top), (rows, columns) = origin, shape
+    if reduction == 1:
+        return reader.read_region(level, left, top, columns, rows)
+    reduced = np.full((rows, columns, 3), WHITE, np.uint8)
+    size = reader.info.levels[level]
+    block = max(1, BLOCK_PIXELS // reduction)
+    # Blocks wholly outside the slide stay white without being read.
+    first_column, last_column = max(0, -left // reduction), min(columns, math.ceil((size.width - left) / reduction))
+    first_row, last_row = max(0, -top // reduction), min(rows, math.ceil((size.height - top) / reduction))
+    for row in range(first_row, last_row, block):
+        for column in range(first_column, last_column, block):
+            high, wide = min(block, last_row - row), min(block, last_column - column)
+            x, y = left + column * reduction, top + row * reduction
+            pixels = reader.read_region(level, x, y, wide * reduction, high * reduction)
+            mean = cv2.resize(pixels, (wide, high), interpolation=cv2.INTER_AREA)
+            reduced[row : row + high, column : column + wide] = mean
+    return reduced
+
+
+def _resample(pixels: RgbImage, rectangle: Rectangle, size: tuple[int, int]) -> RgbImage:
+    """`rectangle` of `pixels` as an image of `size`.
+
+    Shrinking uses Pillow's Hamming window, which lies between area and bicubic averages (docs/ARCHITECTURE.md);
+    enlarging is bicubic.
+    """
+    x, y, width, height = rectangle
+    shrinks = width >= size[0] and height >= size[1]
+    kernel = Image.Resampling.HAMMING if shrinks else Image.Resampling.BICUBIC
+    return np.asarray(Image.fromarray(pixels).resize(size, kernel, box=(x, y, x + width, y + height)))
