@@ -77,12 +77,28 @@ class DecodeResult:
 
 @dataclass(slots=True)
 class Timings:
-    """Seconds spent on behalf of one request, by stage; filled in while the request runs (`Server-Timing`)."""
+    """Seconds spent on behalf of one request, by stage; filled in while the request runs (`Server-Timing`).
+
+    Stages may overlap each other: one view is read while another is encoded.
+    """
 
     seconds: dict[str, float] = field(default_factory=dict)
+    _spans: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
 
     def add(self, stage: str, seconds: float) -> None:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+    def span(self, stage: str, started: float, ended: float) -> None:
+        """Add a stretch of `time.perf_counter`. Where stretches of a stage overlap, as those of items of one batch do,
+        the time counts once.
+        """
+        spans = self._spans.setdefault(stage, [])
+        overlapping = [span for span in spans if span[0] < ended and started < span[1]]
+        counted = sum(min(ended, end) - max(started, start) for start, end in overlapping)
+        self.add(stage, ended - started - counted)
+        spans[:] = [span for span in spans if span not in overlapping]
+        starts, ends = zip((started, ended), *overlapping, strict=True)
+        spans.append((min(starts), max(ends)))
 
 
 class Executor(Protocol):

@@ -1,0 +1,135 @@
+"""What the executor needs of a model. Torch-free, so that everything above it runs with a stand-in of numpy.
+
+`PredictorBackend` is the one place of the service that touches the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from wsisam_model.config import ModelConfig
+from wsisam_model.prompts import Prompt
+from wsisam_service.jobs import ViewPixels
+
+if TYPE_CHECKING:
+    pass
+
+Logits = npt.NDArray[np.float32]
+
+
+class Encoded(Protocol):
+    """A view's embedding as the store keeps it: frozen encoder output, without adapters."""
+
+    @property
+    def view_size(self) -> tuple[int, int]:
+        """(h, w) of the view in pixels."""
+        ...
+
+    def to_bytes(self) -> bytes: ...
+
+
+class Prepared(Protocol):
+    """A view in device memory, ready for the decoder. It may grow when a decode adds its fused map."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+E = TypeVar("E", bound=Encoded)
+V = TypeVar("V", bound=Prepared)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DecodeItem(Generic[V]):
+    """One prompt on prepared views; `frozen` is SAM without adapters, which looks at `hr` alone."""
+
+    hr: V
+    lr: V | None
+    prompt: Prompt
+    frozen: bool = False
+    multimask: bool = False
+    lr_mask: bool = False
+
+
+class Decoded(Protocol):
+    """A prompt's logits, each (256, 256) float32 in the model frame; `logits` and `predicted_iou` best first."""
+
+    @property
+    def logits(self) -> Logits:
+        """(n, 256, 256); n is 1, or 3 with multimask."""
+        ...
+
+    @property
+    def predicted_iou(self) -> Logits:
+        """(n,)."""
+        ...
+
+    @property
+    def sam_logits_hr(self) -> Logits: ...
+
+    @property
+    def sam_logits_lr(self) -> Logits | None: ...
+
+    @property
+    def lr_logits(self) -> Logits | None: ...
+
+
+class AdapterFacts(Protocol):
+    """The adapters that a model carries, as answers name them."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def sha256(self) -> str: ...
+
+    @property
+    def licence(self) -> str: ...
+
+
+class Backend(Protocol[E, V]):
+    """A model on a device. `encode`, `prepare` and `decode` are called from the device's thread only."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def key_prefix(self) -> str:
+        """`{model}:{weights}:{pre}` of the view keys whose embeddings this model makes and understands."""
+        ...
+
+    @property
+    def adapters(self) -> AdapterFacts | None: ...
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def precision(self) -> str: ...
+
+    @property
+    def engine(self) -> str: ...
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """What the operator should know, such as an engine that could not be used."""
+        ...
+
+    def encode(self, images: Sequence[ViewPixels]) -> Sequence[E]: ...
+
+    def load(self, blob: bytes) -> E:
+        """An embedding from its `to_bytes`; raises where the blob is not one of this model's."""
+        ...
+
+    def prepare(self, embedding: E) -> V: ...
+
+    def decode(self, items: Sequence[DecodeItem[V]]) -> Sequence[Decoded]: ...
+
+    def upscale(self, logits: Logits, view_size: tuple[int, int]) -> Logits:
+        """Logits (n, 256, 256) in the pixels of a view of `view_size`, (n, h, w)."""
+        ...

@@ -1,0 +1,320 @@
+"""The executor in this process: a store, device memory, and one device thread around the models.
+
+A click on a known view costs one decode; a new view is read, encoded once for all who wait, and stored behind their
+backs. Masks are upscaled and run-length encoded in threads, so that neither the event loop nor the device waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Generic
+
+import numpy as np
+
+from wsisam_model.prompts import Prompt
+from wsisam_service import metrics
+from wsisam_service.backend import Backend, Decoded, DecodeItem, E, V
+from wsisam_service.batcher import Answer, Batcher, Lane
+from wsisam_service.device_cache import DeviceCache, ReadyView
+from wsisam_service.embeddings import TieredStore
+from wsisam_service.errors import Overloaded, ServiceError, UnknownModel
+from wsisam_service.jobs import (
+    DEFAULT_ADAPTERS,
+    NO_ADAPTERS,
+    CacheTier,
+    DecodeJob,
+    DecodeResult,
+    PixelSource,
+    Timings,
+)
+from wsisam_service.postprocess import draw
+from wsisam_service.refine import RefineStates
+from wsisam_service.view_loader import ViewLoader, backend_of, encode_lane, load_lane
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """The views that jobs look at; `lr` is None where the wider view plays no part."""
+
+    hr: str
+    lr: str | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Found(Generic[V]):
+    """A view in device memory, and where it was found."""
+
+    ready: ReadyView[V]
+    tier: CacheTier
+
+
+class LocalExecutor(Generic[E, V]):
+    """`jobs.Executor` around models in this process, by name. Construct it within the event loop that will use it.
+
+    `max_encodes` and `max_decodes` bound the work in flight, beyond which requests are refused; `encode_batch` and
+    `decode_batch` the items of one device call. `l1_bytes` is device memory for views, beside weights and a batch.
+    """
+
+    def __init__(
+        self,
+        backends: Sequence[Backend[E, V]],
+        store: TieredStore,
+        refine_store: TieredStore,
+        *,
+        l1_bytes: int,
+        max_encodes: int,
+        max_decodes: int,
+        encode_batch: int,
+        decode_batch: int,
+    ) -> None:
+        self._backends = {backend.config.name: backend for backend in backends}
+        self._cache: DeviceCache[V] = DeviceCache(l1_bytes)
+        self._decodes = _decode_lane(self._backends, max_batch=decode_batch)
+        self._loads = load_lane(self._backends, max_batch=encode_batch)
+        self._encodes = encode_lane(self._backends, max_batch=encode_batch)
+        self._batcher = Batcher(
+            [self._decodes, self._loads, self._encodes],
+            limits={self._decodes.kind: max_decodes, self._encodes.kind: max_encodes},
+            free_memory=self._cache.shrink,
+        )
+        self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="executor")
+        self._views = ViewLoader(
+            self._backends, store, self._cache, self._batcher, loads=self._loads, encodes=self._encodes, pool=self._pool
+        )
+        self._refine = RefineStates(refine_store)
+        # One request must not fill the encoder's queue: at two views a pair it takes half of it at most.
+        self._pairs_at_once = max(1, max_encodes // 4)
+        # A prewarm keeps the encoder busy but lets a click's views in after few of its own.
+        self._prewarms_at_once = 2 * encode_batch
+        self._warm = False
+
+    async def decode(
+        self, jobs: Sequence[DecodeJob], pixels: PixelSource, timings: Timings
+    ) -> list[DecodeResult | Exception]:
+        """See `jobs.Executor`."""
+        results: dict[int, DecodeResult | Exception] = {}
+        by_pair: dict[_Pair, list[int]] = {}
+        for index, job in enumerate(jobs):
+            try:
+                by_pair.setdefault(self._pair_of(job), []).append(index)
+            except UnknownModel as error:
+                results[index] = error
+        gate = asyncio.Semaphore(self._pairs_at_once)
+
+        async def decode_pair(pair: _Pair, indices: list[int]) -> None:
+            async with gate:
+                decoded = await self._decode_pair(pair, [jobs[index] for index in indices], pixels, timings)
+            results.update(zip(indices, decoded, strict=True))
+
+        with self._batcher.admit(self._decodes.kind, len(jobs)):
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for pair, indices in by_pair.items():
+                        group.create_task(decode_pair(pair, indices))
+            except BaseExceptionGroup as failed:
+                raise failed.exceptions[0] from None
+        return [results[index] for index in range(len(jobs))]
+
+    async def encode(self, views: Sequence[str], pixels: PixelSource, timings: Timings) -> Mapping[str, CacheTier]:
+        """See `jobs.Executor`."""
+        gate = asyncio.Semaphore(self._prewarms_at_once)
+        tiers: dict[str, CacheTier] = {}
+
+        async def encode_view(key: str) -> None:
+            async with gate:
+                tiers[key] = await self._views.ensure(key, pixels, timings)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for key in dict.fromkeys(views):
+                    group.create_task(encode_view(key))
+        except BaseExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+        return tiers
+
+    async def missing(self, views: Sequence[str]) -> list[str]:
+        """See `jobs.Executor`."""
+        return [key for key in views if await self._views.find(key) is None]
+
+    async def purge(self, fingerprint: str) -> int:
+        """See `jobs.Executor`."""
+        return await self._views.purge(fingerprint)
+
+    async def info(self) -> Mapping[str, Any]:
+        """See `jobs.Executor`."""
+        first = next(iter(self._backends.values()))
+        return {
+            "models": [_facts(backend) for backend in self._backends.values()],
+            "device": first.device,
+            "precision": first.precision,
+            "engine": first.engine,
+            "warnings": [warning for backend in self._backends.values() for warning in backend.warnings],
+        }
+
+    async def ready(self) -> bool:
+        """See `jobs.Executor`."""
+        return self._warm and self._batcher.healthy
+
+    async def warm_up(self) -> None:
+        """Encode a view and decode a box with every model, so that the first click finds everything allocated."""
+        for name, backend in self._backends.items():
+            side = backend.config.image_size
+            image = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+            (encoding,) = self._batcher.submit(self._encodes, name, [image])
+            _, ready = (await asyncio.wrap_future(encoding)).result
+            box = Prompt(box=(side * 0.25, side * 0.25, side * 0.75, side * 0.75))
+            lr = None if backend.adapters is None else ready.view
+            (decoding,) = self._batcher.submit(self._decodes, name, [DecodeItem(ready.view, lr, box)])
+            await asyncio.wrap_future(decoding)
+        for lane in (self._encodes, self._decodes):
+            lane.seconds_per_item = 0.0  # the first call is no measure of those to come
+        self._warm = True
+
+    async def aclose(self) -> None:
+        """Finish what runs and what is being stored, refuse the rest, and end the threads."""
+        self._warm = False
+        await asyncio.to_thread(self._batcher.close)
+        await self._views.aclose()
+        await self._refine.aclose()
+        self._pool.shutdown()
+
+    def _pair_of(self, job: DecodeJob) -> _Pair:
+        if job.adapters not in (DEFAULT_ADAPTERS, NO_ADAPTERS):
+            raise UnknownModel(f"the adapters are {DEFAULT_ADAPTERS!r} or {NO_ADAPTERS!r}")
+        return _Pair(job.hr, None if self._is_frozen(job) else job.lr)
+
+    def _is_frozen(self, job: DecodeJob) -> bool:
+        return backend_of(self._backends, job.hr).adapters is None or job.adapters == NO_ADAPTERS
+
+    async def _decode_pair(
+        self, pair: _Pair, jobs: Sequence[DecodeJob], pixels: PixelSource, timings: Timings
+    ) -> list[DecodeResult | Exception]:
+        """Jobs on one pair of views. Of failures only `Overloaded` is raised: it holds for the whole request."""
+        try:
+            hr, lr = await self._find_both(pair, pixels, timings)
+        except Overloaded:
+            raise
+        except Exception as error:
+            return [error] * len(jobs)
+        items = [await self._item(job, hr, lr) for job in jobs]
+        good = [(job, item) for job, item in zip(jobs, items, strict=True) if not isinstance(item, Exception)]
+        model = backend_of(self._backends, pair.hr).config.name
+        works = self._batcher.submit(self._decodes, model, [item for _, item in good])
+        try:
+            answers = await asyncio.gather(
+                *(self._answer(*known, work, (hr, lr), timings) for known, work in zip(good, works, strict=True)),
+                return_exceptions=True,
+            )
+        finally:
+            for work in works:
+                work.cancel()  # does nothing to those that have run
+        self._cache.remeasure(pair.hr)
+        if pair.lr is not None:
+            self._cache.remeasure(pair.lr)
+        results: list[DecodeResult | Exception] = []
+        remaining = iter(answers)
+        for item in items:
+            result = item if isinstance(item, Exception) else next(remaining)
+            if isinstance(result, Overloaded) or not isinstance(result, DecodeResult | Exception):
+                raise result
+            results.append(result)
+        return results
+
+    async def _find_both(
+        self, pair: _Pair, pixels: PixelSource, timings: Timings
+    ) -> tuple[_Found[V], _Found[V] | None]:
+        """Both views, brought in together: the wider one is read while the other is encoded."""
+        if pair.lr is None:
+            return await self._find(pair.hr, "hr", pixels, timings), None
+        both = await asyncio.gather(
+            self._find(pair.hr, "hr", pixels, timings),
+            self._find(pair.lr, "lr", pixels, timings),
+            return_exceptions=True,
+        )
+        hr, lr = both
+        if isinstance(hr, BaseException):
+            raise hr
+        if isinstance(lr, BaseException):
+            raise lr
+        return hr, lr
+
+    async def _find(self, key: str, role: str, pixels: PixelSource, timings: Timings) -> _Found[V]:
+        ready, tier = await self._views.get(key, pixels, timings)
+        metrics.EMBEDDING_LOOKUPS.labels(tier=tier, role=role).inc()
+        return _Found(ready, tier)
+
+    async def _item(self, job: DecodeJob, hr: _Found[V], lr: _Found[V] | None) -> DecodeItem[V] | ServiceError:
+        """What the decoder gets for a job, with the earlier answer that it refines."""
+        prompt = job.prompt
+        if job.refine_from is not None:
+            try:
+                prompt = (await self._refine.load(job.refine_from)).continued(prompt, job.hr)
+            except ServiceError as error:
+                return error
+        return DecodeItem(
+            hr.ready.view,
+            None if lr is None else lr.ready.view,
+            prompt,
+            frozen=self._is_frozen(job),
+            multimask=job.multimask,
+            lr_mask=job.lr_mask and lr is not None,
+        )
+
+    async def _answer(
+        self,
+        job: DecodeJob,
+        item: DecodeItem[V],
+        work: Future[Answer[Decoded]],
+        views: tuple[_Found[V], _Found[V] | None],
+        timings: Timings,
+    ) -> DecodeResult:
+        """The result of a job whose item is in the device's queue as `work`."""
+        hr, lr = views
+        answer = await asyncio.wrap_future(work)
+        timings.span("queue", answer.submitted, answer.started)
+        timings.span("decode", answer.started, answer.ended)
+        started = time.perf_counter()
+        backend = backend_of(self._backends, job.hr)
+        drawn = await asyncio.get_running_loop().run_in_executor(
+            self._pool, draw, backend, item, answer.result, hr.ready.view_size, job.hr
+        )
+        timings.span("mask", started, time.perf_counter())
+        return DecodeResult(
+            masks=drawn.masks,
+            touches=drawn.touches,
+            lr_mask=drawn.lr_mask,
+            refine_id=self._refine.keep(drawn.state),
+            cache_hr=hr.tier,
+            cache_lr=None if lr is None else lr.tier,
+        )
+
+
+def _decode_lane(backends: Mapping[str, Backend[E, V]], *, max_batch: int) -> Lane[DecodeItem[V], Decoded]:
+    """Device work that answers prompts."""
+
+    def run(model: str, items: Sequence[DecodeItem[V]]) -> Sequence[Decoded]:
+        return backends[model].decode(items)
+
+    return Lane("decode", run, max_batch=max_batch, seconds=metrics.DECODE_SECONDS)
+
+
+def _facts(backend: Backend[E, V]) -> dict[str, Any]:
+    """A model as `/v1/info` shows it."""
+    config, adapters = backend.config, backend.adapters
+    return {
+        "name": config.name,
+        "key_prefix": backend.key_prefix,
+        "image_size": config.image_size,
+        "trained_prompts": sorted(config.trained_prompts),
+        "multimask": config.multimask,
+        "default_mpp": config.default_mpp,
+        "point_mpp": config.point_mpp,
+        "adapters": None
+        if adapters is None
+        else {"name": adapters.name, "sha256": adapters.sha256, "licence": adapters.licence},
+    }

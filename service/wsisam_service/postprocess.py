@@ -1,0 +1,46 @@
+"""From a prompt's logits to what an answer carries: masks in view pixels, which borders they reach, refine state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from wsisam_service.backend import Backend, Decoded, DecodeItem, E, V
+from wsisam_service.jobs import DecodedMask, Rle
+from wsisam_service.masks import rle
+from wsisam_service.refine import RefineState
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Drawn:
+    """`masks` best first, `touches` (left, top, right, bottom) of the first; `state` is a refine state's blob."""
+
+    masks: list[DecodedMask]
+    touches: tuple[bool, bool, bool, bool]
+    lr_mask: Rle | None
+    state: bytes
+
+
+def draw(
+    backend: Backend[E, V], item: DecodeItem[V], decoded: Decoded, view_size: tuple[int, int], hr_key: str
+) -> Drawn:
+    """Masks of `view_size` (h, w) where the upscaled logits are above 0. Made for a thread: it takes milliseconds."""
+    masks = backend.upscale(decoded.logits, view_size) > 0
+    ious = np.clip(decoded.predicted_iou, 0.0, 1.0)
+    lr_mask = None
+    if decoded.lr_logits is not None:
+        lr_mask = rle.encode(backend.upscale(decoded.lr_logits[None], view_size)[0] > 0)
+    state = RefineState(hr_key, item.prompt, decoded.sam_logits_hr, decoded.sam_logits_lr)
+    return Drawn(
+        [DecodedMask(rle.encode(mask), float(iou)) for mask, iou in zip(masks, ious, strict=True)],
+        touched_borders(masks[0]),
+        lr_mask,
+        state.to_bytes(),
+    )
+
+
+def touched_borders(mask: npt.NDArray[np.bool_]) -> tuple[bool, bool, bool, bool]:
+    """Whether a mask (h, w) reaches the (left, top, right, bottom) border."""
+    return bool(mask[:, 0].any()), bool(mask[0].any()), bool(mask[:, -1].any()), bool(mask[-1].any())

@@ -1,0 +1,124 @@
+"""What is kept of an answer so that more clicks can correct it: the prompt, and SAM's logits of both branches."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import secrets
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from wsisam_model.prompts import Prompt
+from wsisam_service.embeddings import TieredStore
+from wsisam_service.errors import InvalidRequest, RefineExpired
+
+_log = logging.getLogger(__name__)
+
+MAX_PENDING = 512
+"""States on their way to the store; beyond it the store is too slow and further ones are not kept."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RefineState:
+    """An answer's prompt (in pixels of the HR view with key `hr`) and SAM's logits (256, 256) of each branch.
+
+    The LR logits are None where the LR branch made no mask.
+    """
+
+    hr: str
+    prompt: Prompt
+    logits_hr: npt.NDArray[np.float32]
+    logits_lr: npt.NDArray[np.float32] | None
+
+    def to_bytes(self) -> bytes:
+        """A safetensors blob, logits in fp16 (131 kB each); an earlier mask prompt is not kept, the logits hold it."""
+        words = {"hr": self.hr, "box": self.prompt.box, "points": self.prompt.points, "labels": self.prompt.labels}
+        tensors: dict[str, npt.NDArray[np.float16] | npt.NDArray[np.uint8]] = {
+            "prompt": np.frombuffer(json.dumps(words).encode(), dtype=np.uint8),
+            "logits_hr": self.logits_hr.astype(np.float16),
+        }
+        if self.logits_lr is not None:
+            tensors["logits_lr"] = self.logits_lr.astype(np.float16)
+        return bytes(save(tensors))
+
+    @classmethod
+    def from_bytes(cls, blob: bytes) -> RefineState:
+        """The state that `to_bytes` wrote. Raises `ValueError` where it is damaged."""
+        try:
+            tensors = load(blob)
+            words = json.loads(tensors["prompt"].tobytes())
+            prompt = Prompt(
+                box=tuple(words["box"]) if words["box"] else None,
+                points=tuple((x, y) for x, y in words["points"]),
+                labels=tuple(words["labels"]),
+            )
+            lr = tensors["logits_lr"].astype(np.float32) if "logits_lr" in tensors else None
+            return cls(words["hr"], prompt, tensors["logits_hr"].astype(np.float32), lr)
+        except (SafetensorError, KeyError, TypeError) as error:
+            raise ValueError("a damaged refine state") from error
+
+    def continued(self, prompt: Prompt, hr: str) -> Prompt:
+        """The earlier prompt with `prompt` added: points join, a new box or mask replaces. Both are on view `hr`."""
+        if hr != self.hr:
+            raise InvalidRequest("the refine token is of another view")
+        return replace(
+            prompt,
+            box=prompt.box or self.prompt.box,
+            points=self.prompt.points + prompt.points,
+            labels=self.prompt.labels + prompt.labels,
+            mask_hr=self.logits_hr if prompt.mask_hr is None else prompt.mask_hr,
+            mask_lr=self.logits_lr if prompt.mask_lr is None else prompt.mask_lr,
+        )
+
+
+class RefineStates:
+    """Refine states under random ids, in a store of their own bound so that they never push out embeddings."""
+
+    def __init__(self, store: TieredStore) -> None:
+        self._store = store
+        self._pending: dict[str, bytes] = {}
+        self._writes: set[asyncio.Task[None]] = set()
+
+    def keep(self, blob: bytes) -> str:
+        """The new id of a state's blob. The id works at once; the store gets the blob behind the caller's back."""
+        refine_id = secrets.token_hex(16)
+        if len(self._pending) >= MAX_PENDING:
+            _log.warning("the store of refine states is too slow; an answer cannot be refined")
+            return refine_id
+        self._pending[refine_id] = blob
+        write = asyncio.create_task(self._write(refine_id, blob))
+        self._writes.add(write)
+        write.add_done_callback(self._writes.discard)
+        return refine_id
+
+    async def load(self, refine_id: str) -> RefineState:
+        """The state under an id. Raises `RefineExpired` where its time is over or it was lost."""
+        blob = self._pending.get(refine_id)
+        if blob is None:
+            hit = await self._store.get(_key(refine_id))
+            if hit is None:
+                raise RefineExpired("the refine token has expired; send the whole prompt")
+            blob = hit.blob
+        try:
+            return RefineState.from_bytes(blob)
+        except ValueError as error:
+            raise RefineExpired("what the refine token stands for was lost; send the whole prompt") from error
+
+    async def aclose(self) -> None:
+        await asyncio.gather(*self._writes)
+        await self._store.aclose()
+
+    async def _write(self, refine_id: str, blob: bytes) -> None:
+        try:
+            await self._store.put(_key(refine_id), blob)
+        finally:
+            del self._pending[refine_id]
+
+
+def _key(refine_id: str) -> str:
+    return f"refine:{refine_id}"

@@ -1,0 +1,500 @@
+"""The executor around a model of numpy: what is encoded when, who waits for whom, and what survives trouble."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from wsisam_model.config import MODELS
+from wsisam_model.prompts import Prompt
+from wsisam_service.backend import DecodeItem
+from wsisam_service.embeddings import MemoryStore, TieredStore, open_store
+from wsisam_service.errors import InvalidRequest, Overloaded, RefineExpired, UnknownModel
+from wsisam_service.executor import LocalExecutor
+from wsisam_service.jobs import DecodeJob, DecodeResult, Timings, ViewPixels
+from wsisam_service.masks import rle
+
+SIDE = 256
+PREFIX = "lite_medsam:79d8c9dca6db:1"
+HR, LR = f"{PREFIX}:aa:2:4:8", f"{PREFIX}:aa:3:4:8"
+BOX = Prompt(box=(64.0, 80.0, 192.0, 176.0))
+TIMEOUT_S = 20.0
+
+
+@dataclass(eq=False)
+class FakeEmbedding:
+    grey: int
+    view_size: tuple[int, int] = (SIDE, SIDE)
+
+    def to_bytes(self) -> bytes:
+        return b"fake" + bytes([self.grey])
+
+
+@dataclass(eq=False)
+class FakeView:
+    grey: int
+    nbytes: int = 1000
+
+
+@dataclass(frozen=True)
+class FakeDecoded:
+    logits: np.ndarray
+    predicted_iou: np.ndarray
+    sam_logits_hr: np.ndarray
+    sam_logits_lr: np.ndarray | None
+    lr_logits: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class FakeAdapters:
+    name: str = "default"
+    sha256: str = "ab" * 32
+    licence: str = "CC0"
+
+
+class FakeModel:
+    """Segments the prompt's box. Its device can be held, and made to fail."""
+
+    config = MODELS["lite_medsam"]
+    key_prefix = PREFIX
+    device, precision, engine, warnings = "cpu", "float32", "numpy", ()
+
+    def __init__(self) -> None:
+        self.adapters: FakeAdapters | None = FakeAdapters()
+        self.encoded: list[int] = []
+        self.calls: list[tuple[str, int]] = []
+        self.decoded: list[DecodeItem[FakeView]] = []
+        self.busy = threading.Event()
+        self.release = threading.Event()
+        self.release.set()
+        self.trouble: Callable[[Sequence[DecodeItem[FakeView]]], None] = lambda items: None
+
+    def hold(self) -> None:
+        self.busy.clear()
+        self.release.clear()
+
+    def _call(self, kind: str, count: int) -> None:
+        self.calls.append((kind, count))
+        self.busy.set()
+        assert self.release.wait(TIMEOUT_S)
+
+    def encode(self, images: Sequence[ViewPixels]) -> list[FakeEmbedding]:
+        self._call("encode", len(images))
+        self.encoded += [int(image[0, 0, 0]) for image in images]
+        return [FakeEmbedding(int(image[0, 0, 0])) for image in images]
+
+    def load(self, blob: bytes) -> FakeEmbedding:
+        if not blob.startswith(b"fake"):
+            raise ValueError(blob)
+        return FakeEmbedding(blob[4])
+
+    def prepare(self, embedding: FakeEmbedding) -> FakeView:
+        return FakeView(embedding.grey)
+
+    def decode(self, items: Sequence[DecodeItem[FakeView]]) -> list[FakeDecoded]:
+        self._call("decode", len(items))
+        self.trouble(items)
+        self.decoded += items
+        for item in items:
+            item.hr.nbytes = 1500  # the fused map
+        return [self._decode(item) for item in items]
+
+    def _decode(self, item: DecodeItem[FakeView]) -> FakeDecoded:
+        x0, y0, x1, y1 = map(int, item.prompt.box or (0, 0, 1, 1))
+        logits = np.full((256, 256), -5.0, np.float32)
+        logits[y0:y1, x0:x1] = 5.0
+        count = 3 if item.multimask else 1
+        lr = None if item.lr is None or item.frozen else logits
+        return FakeDecoded(
+            np.stack([logits] * count), np.linspace(1.2, 0.5, count), logits + 0.5, lr, lr if item.lr_mask else None
+        )
+
+    def upscale(self, logits: np.ndarray, view_size: tuple[int, int]) -> np.ndarray:
+        assert view_size == (SIDE, SIDE)
+        return logits
+
+
+class Pixels:
+    """Views whose grey level is the key's ladder step; counts reads, and can be held or fail."""
+
+    def __init__(self) -> None:
+        self.reads: list[str] = []
+        self.started = asyncio.Event()
+        self.release = asyncio.Event()
+        self.release.set()
+        self.error: Exception | None = None
+
+    async def __call__(self, key: str) -> ViewPixels:
+        self.reads.append(key)
+        self.started.set()
+        await self.release.wait()
+        if self.error is not None:
+            raise self.error
+        return np.full((SIDE, SIDE, 3), int(key.split(":")[4]), np.uint8)
+
+
+OPTIONS = {"l1_bytes": 100_000, "max_encodes": 64, "max_decodes": 1024, "encode_batch": 4, "decode_batch": 16}
+
+
+class Rig:
+    """An executor with its parts in sight."""
+
+    def __init__(self, store: TieredStore | None = None, **options: int) -> None:
+        self.model = FakeModel()
+        self.pixels = Pixels()
+        self.now = 0.0
+        self.store = store or TieredStore([MemoryStore(1_000_000)])
+        refine = TieredStore([MemoryStore(2_000_000, clock=lambda: self.now)], ttl_s=3600)
+        self.executor = LocalExecutor([self.model], self.store, refine, **(OPTIONS | options))
+
+    async def decode(self, *jobs: DecodeJob) -> list[DecodeResult | Exception]:
+        return await self.executor.decode(jobs, self.pixels, Timings())
+
+    async def one(self, job: DecodeJob) -> DecodeResult:
+        (result,) = await self.decode(job)
+        assert isinstance(result, DecodeResult), result
+        return result
+
+
+def job(hr: str = HR, lr: str | None = LR, prompt: Prompt = BOX, **options: Any) -> DecodeJob:
+    return DecodeJob(hr, lr, prompt, **options)
+
+
+def views(index: int) -> tuple[str, str]:
+    return f"{PREFIX}:bb:2:{index}:0", f"{PREFIX}:bb:3:{index}:0"
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the event loop run until `condition`; a thread may have to come round."""
+    async with asyncio.timeout(TIMEOUT_S):
+        while not condition():  # noqa: ASYNC110  # the condition is a queue that a thread fills
+            await asyncio.sleep(0.001)
+
+
+async def busy(model: FakeModel) -> None:
+    assert await asyncio.to_thread(model.busy.wait, TIMEOUT_S)
+
+
+@pytest.fixture
+async def rig() -> AsyncIterator[Rig]:
+    rig = Rig()
+    yield rig
+    rig.model.release.set()
+    await rig.executor.aclose()
+
+
+async def test_a_click_gives_the_mask_the_borders_and_where_the_views_came_from(rig: Rig) -> None:
+    timings = Timings()
+    (first,) = await rig.executor.decode([job(prompt=Prompt(box=(0, 80, 192, 256)))], rig.pixels, timings)
+    assert isinstance(first, DecodeResult)
+    mask = rle.decode(first.masks[0].mask)
+    assert mask.shape == (SIDE, SIDE)
+    assert mask[80:, :192].all()
+    assert mask.sum() == 176 * 192
+    assert first.touches == (True, False, False, True)
+    assert first.masks[0].predicted_iou == 1.0  # the model's 1.2 is no IoU
+    assert (first.cache_hr, first.cache_lr, first.lr_mask) == ("encoded", "encoded", None)
+    assert set(timings.seconds) == {"read", "queue", "encode", "decode", "mask"}
+    again = await rig.one(job())
+    assert (again.cache_hr, again.cache_lr) == ("l1", "l1")
+
+
+async def test_multimask_and_lr_mask_come_when_asked_for(rig: Rig) -> None:
+    result = await rig.one(job(multimask=True, lr_mask=True))
+    assert len(result.masks) == 3
+    assert result.lr_mask == result.masks[0].mask
+
+
+async def test_the_frozen_model_neither_reads_nor_encodes_the_wider_view(rig: Rig) -> None:
+    result = await rig.one(job(adapters="none", lr_mask=True))
+    assert rig.pixels.reads == [HR]
+    assert (result.cache_lr, result.lr_mask) == (None, None)
+    assert rig.model.decoded[0].frozen
+    rig.model.adapters = None
+    assert (await rig.one(job())).cache_lr is None
+    assert rig.pixels.reads == [HR]
+
+
+async def test_a_hundred_clicks_on_a_new_view_encode_it_once(rig: Rig) -> None:
+    results = await asyncio.gather(*(rig.one(job()) for _ in range(100)))
+    assert sorted(rig.pixels.reads) == [HR, LR]
+    assert sorted(rig.model.encoded) == [2, 3]
+    assert {result.cache_hr for result in results} == {"encoded"}
+
+
+async def test_a_view_is_not_encoded_twice_while_it_is_being_stored() -> None:
+    rig = Rig(l1_bytes=0)
+    await rig.one(job())
+    await rig.one(job())
+    await rig.executor.aclose()
+    assert sorted(rig.model.encoded) == [2, 3]
+
+
+async def test_waiting_prompts_of_many_requests_go_in_one_call(rig: Rig) -> None:
+    await rig.one(job())
+    rig.model.hold()
+    first = asyncio.create_task(rig.one(job()))
+    await busy(rig.model)
+    rest = [asyncio.create_task(rig.decode(job(), job())) for _ in range(4)]
+    await until(lambda: len(rig.executor._decodes.waiting) == 8)
+    rig.model.release.set()
+    await asyncio.gather(first, *rest)
+    assert rig.model.calls[-2:] == [("decode", 1), ("decode", 8)]
+
+
+async def test_prompts_of_one_request_go_together_even_on_an_idle_device(rig: Rig) -> None:
+    await rig.one(job())
+    await rig.decode(*[job()] * 16)
+    assert rig.model.calls[-1] == ("decode", 16)
+
+
+async def test_decodes_overtake_waiting_encodes(rig: Rig) -> None:
+    await rig.one(job())
+    rig.model.calls.clear()
+    rig.model.hold()
+    new = asyncio.create_task(rig.executor.encode([views(0)[0]], rig.pixels, Timings()))
+    await busy(rig.model)
+    more = asyncio.create_task(rig.executor.encode([views(1)[0]], rig.pixels, Timings()))
+    await until(lambda: len(rig.executor._encodes.waiting) == 1)
+    click = asyncio.create_task(rig.one(job()))
+    await until(lambda: len(rig.executor._decodes.waiting) == 1)
+    rig.model.release.set()
+    await asyncio.gather(new, more, click)
+    assert [kind for kind, _ in rig.model.calls] == ["encode", "decode", "encode"]
+
+
+async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
+    rig = Rig(max_decodes=2)
+    await rig.one(job())
+    rig.model.hold()
+    rig.executor._decodes.seconds_per_item = 3.0
+    waiting = asyncio.create_task(rig.decode(job(), job()))
+    await busy(rig.model)
+    with pytest.raises(Overloaded) as refused:
+        await rig.decode(job())
+    assert refused.value.retry_after_s == 6
+    rig.model.release.set()
+    await waiting
+    await rig.one(job())
+    await rig.executor.aclose()
+
+
+async def test_full_encodes_refuse_new_views_but_not_clicks_on_known_ones() -> None:
+    rig = Rig(max_encodes=1)
+    await rig.one(job(lr=None))
+    rig.pixels.release.clear()
+    rig.pixels.started.clear()
+    waiting = asyncio.create_task(rig.one(job(views(0)[0], None)))
+    await rig.pixels.started.wait()
+    with pytest.raises(Overloaded):
+        await rig.decode(job(views(1)[0], None))
+    await rig.one(job(lr=None))
+    rig.pixels.release.set()
+    await waiting
+    await rig.executor.aclose()
+
+
+async def test_one_request_for_more_views_than_the_queue_holds_is_served() -> None:
+    rig = Rig(max_encodes=8)
+    results = await rig.decode(*(job(*views(index)) for index in range(30)))
+    assert all(isinstance(result, DecodeResult) for result in results)
+    await rig.executor.aclose()
+
+
+async def test_cancelling_a_request_drops_its_reads_and_its_queued_work(rig: Rig) -> None:
+    rig.pixels.release.clear()
+    click = asyncio.create_task(rig.one(job()))
+    await rig.pixels.started.wait()
+    click.cancel()
+    await asyncio.wait([click])
+    rig.pixels.release.set()
+    await rig.one(job(lr=None))
+    assert rig.model.calls == [("encode", 1), ("decode", 1)]
+    assert rig.pixels.reads.count(HR) == 2
+    rig.model.hold()
+    running = asyncio.create_task(rig.one(job(lr=None)))
+    await busy(rig.model)
+    queued = asyncio.create_task(rig.decode(*[job(lr=None)] * 5))
+    await until(lambda: len(rig.executor._decodes.waiting) == 5)
+    queued.cancel()
+    await asyncio.wait([queued])
+    assert not rig.executor._decodes.waiting
+    rig.model.release.set()
+    await running
+    assert rig.model.calls == [("encode", 1), ("decode", 1), ("decode", 1)]
+
+
+async def test_who_leaves_does_not_take_the_others_encode_along(rig: Rig) -> None:
+    rig.pixels.release.clear()
+    leaves, stays = (asyncio.create_task(rig.one(job())) for _ in range(2))
+    await rig.pixels.started.wait()
+    leaves.cancel()
+    await asyncio.wait([leaves])
+    rig.pixels.release.set()
+    assert (await stays).cache_hr == "encoded"
+    assert sorted(rig.pixels.reads) == [HR, LR]
+
+
+async def test_an_encode_that_has_started_is_kept_although_nobody_waits(rig: Rig) -> None:
+    rig.model.hold()
+    click = asyncio.create_task(rig.one(job(lr=None)))
+    await busy(rig.model)
+    click.cancel()
+    await asyncio.wait([click])
+    rig.model.release.set()
+    await rig.one(job(lr=None))
+    assert rig.pixels.reads == [HR]
+
+
+async def test_a_read_that_fails_for_one_is_tried_by_the_other(rig: Rig) -> None:
+    broken = Pixels()
+    broken.error = OSError("connection lost")
+    broken.release.clear()
+    first = asyncio.create_task(rig.executor.decode([job(lr=None)], broken, Timings()))
+    await broken.started.wait()
+    second = asyncio.create_task(rig.one(job(lr=None)))
+    await until(lambda: rig.executor._views._flights[HR].waiters == 2)
+    broken.release.set()
+    assert [type(result) for result in await first] == [OSError]
+    assert (await second).cache_hr == "encoded"
+
+
+async def test_one_failing_prompt_or_view_does_not_fail_the_others(rig: Rig) -> None:
+    def trouble(items: Sequence[DecodeItem[FakeView]]) -> None:
+        if any(item.prompt.box is None for item in items):
+            raise ValueError("no box")
+
+    rig.model.trouble = trouble
+    unknown = "vit_b:000000000000:1:aa:2:4:8"
+    good, bad, strange, expired, other = await rig.decode(
+        job(),
+        job(prompt=Prompt(points=((3.0, 4.0),), labels=(1,))),
+        job(hr=unknown, lr=None),
+        job(refine_from="00" * 16),
+        job(adapters="mine"),
+    )
+    assert isinstance(good, DecodeResult)
+    assert [type(error) for error in (bad, strange, expired, other)] == [
+        ValueError,
+        UnknownModel,
+        RefineExpired,
+        UnknownModel,
+    ]
+
+
+async def test_a_key_of_other_weights_is_refused_not_answered(rig: Rig) -> None:
+    stale = HR.replace("79d8c9dca6db", "000000000000")
+    assert [type(result) for result in await rig.decode(job(hr=stale, lr=None))] == [UnknownModel]
+    with pytest.raises(UnknownModel):
+        await rig.executor.encode([stale], rig.pixels, Timings())
+
+
+async def test_device_memory_for_views_stays_within_its_bound_as_they_grow() -> None:
+    rig = Rig(l1_bytes=5_000)
+    for index in range(6):
+        await rig.one(job(views(index)[0], None))
+        assert rig.executor._cache.size_bytes <= 5_000
+    assert rig.executor._cache.size_bytes == 4_500  # three of 1,500
+    assert (await rig.one(job(views(0)[0], None))).cache_hr == "memory"
+    assert len(rig.pixels.reads) == 6
+    await rig.executor.aclose()
+
+
+async def test_a_failing_store_and_a_damaged_blob_are_misses(tmp_path: Path) -> None:
+    class Broken(MemoryStore):
+        async def get(self, key: str) -> bytes | None:
+            raise ConnectionError
+
+        async def put(self, key: str, blob: bytes, ttl_s: float | None = None) -> None:
+            raise ConnectionError
+
+    rig = Rig(TieredStore([Broken(1000)]))
+    assert (await rig.one(job())).cache_hr == "encoded"
+    await rig.executor.aclose()
+
+    rig = Rig()
+    await rig.store.put(HR, b"something else")
+    assert (await rig.one(job())).cache_hr == "encoded"
+    await rig.executor.aclose()
+
+
+async def test_embeddings_survive_a_restart_in_a_folder(tmp_path: Path) -> None:
+    spec = f"folder:{tmp_path}"
+    for expected in ("encoded", "folder"):
+        rig = Rig(open_store(spec, namespace="emb", memory_bytes=100_000, folder_bytes=100_000))
+        result = await rig.one(job())
+        assert (result.cache_hr, result.cache_lr) == (expected, expected)
+        await rig.executor.aclose()
+
+
+async def test_encode_reports_missing_and_purge(rig: Rig) -> None:
+    assert await rig.executor.missing([HR, LR]) == [HR, LR]
+    tiers = await rig.executor.encode([HR, LR, HR], rig.pixels, Timings())
+    assert tiers == {HR: "encoded", LR: "encoded"}
+    assert await rig.store.tier_of(HR) == "memory"
+    assert await rig.executor.missing([HR, LR]) == []
+    assert await rig.executor.encode([HR], rig.pixels, Timings()) == {HR: "l1"}
+    await rig.one(job(*views(0)))
+    assert await rig.executor.purge("aa") == 2
+    assert await rig.executor.missing([HR, LR, *views(0)]) == [HR, LR]
+
+
+async def test_refining_adds_points_and_feeds_the_earlier_logits_back(rig: Rig) -> None:
+    first = await rig.one(job())
+    click = Prompt(points=((10.0, 20.0),), labels=(0,))
+    second = await rig.one(job(prompt=click, refine_from=first.refine_id))
+    merged = rig.model.decoded[-1].prompt
+    assert (merged.box, merged.points, merged.labels) == (BOX.box, click.points, click.labels)
+    assert merged.mask_hr is not None
+    assert merged.mask_lr is not None
+    assert merged.mask_hr.dtype == np.float32
+    assert merged.mask_hr[100, 100] == 5.5
+    assert merged.mask_hr[0, 0] == -4.5
+    more = Prompt(box=(1.0, 2.0, 3.0, 4.0), points=((30.0, 40.0),), labels=(1,))
+    await rig.one(job(prompt=more, refine_from=second.refine_id))
+    merged = rig.model.decoded[-1].prompt
+    assert (merged.box, merged.points, merged.labels) == (more.box, click.points + more.points, (0, 1))
+
+
+async def test_a_refine_state_belongs_to_its_view_and_expires(rig: Rig) -> None:
+    first = await rig.one(job())
+    (elsewhere,) = await rig.decode(job(*views(0), refine_from=first.refine_id))
+    assert isinstance(elsewhere, InvalidRequest)
+    await until(lambda: not rig.executor._refine._pending)
+    rig.now += 3599
+    await rig.one(job(refine_from=first.refine_id))
+    rig.now += 1
+    (late,) = await rig.decode(job(refine_from=first.refine_id))
+    assert isinstance(late, RefineExpired)
+
+
+async def test_ready_after_warm_up_and_not_after_the_thread_has_crashed(rig: Rig) -> None:
+    assert not await rig.executor.ready()
+    await rig.executor.warm_up()
+    assert await rig.executor.ready()
+    info = await rig.executor.info()
+    assert info["models"][0]["adapters"]["name"] == "default"
+    assert info["models"][0]["trained_prompts"] == ["box"]
+
+    def crash(items: Sequence[DecodeItem[FakeView]]) -> None:
+        raise SystemExit
+
+    rig.model.trouble = crash
+    (result,) = await rig.decode(job())
+    assert isinstance(result, Exception)
+    await until(lambda: not rig.executor._batcher._thread.is_alive())
+    assert not await rig.executor.ready()
+
+
+def test_the_time_of_overlapping_stretches_counts_once() -> None:
+    timings = Timings()
+    for started, ended in ((0.0, 2.0), (0.0, 2.0), (3.0, 4.0), (1.0, 3.5)):
+        timings.span("decode", started, ended)
+    assert timings.seconds == {"decode": pytest.approx(4.0)}
