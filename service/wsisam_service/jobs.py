@@ -41,7 +41,8 @@ class DecodeJob:
     """One prompt on one pair of views.
 
     `lr` is None where there is no wider view (frozen model alone, or a picture without a slide behind it).
-    `refine_from` names the state of an earlier answer whose prompt and logits this one continues.
+    `refine_from` names the state of an earlier answer whose prompt and logits this one continues. Answers that nobody
+    will correct keep no state where `refinable` is False. `stability_offset` (logits) asks for each mask's stability.
     """
 
     hr: str
@@ -51,20 +52,25 @@ class DecodeJob:
     multimask: bool = False
     lr_mask: bool = False
     refine_from: str | None = None
+    refinable: bool = True
+    stability_offset: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class DecodedMask:
-    """`mask` in view pixels; `predicted_iou` in 0..1 of this very mask, as well as the adapters know it."""
+    """`mask` in view pixels; `predicted_iou` in 0..1 of this very mask, as well as the adapters know it. `stability` is
+    the IoU of the masks above +offset and above -offset, where the job asked for it.
+    """
 
     mask: Rle
     predicted_iou: float
+    stability: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeResult:
     """`masks` best first: one, or three with multimask. `touches` are the view borders (left, top, right, bottom)
-    that the first mask reaches. `refine_id` names the state kept for a later correction.
+    that the first mask reaches. `refine_id` names the state kept for a later correction, empty where none is.
     """
 
     masks: Sequence[DecodedMask]
@@ -130,4 +136,12 @@ class Executor(Protocol):
 
     async def ready(self) -> bool:
         """Whether the model is loaded and warm."""
+        ...
+
+    async def warm_up(self) -> None:
+        """Make everything that a first call would otherwise wait for; `ready` from then on."""
+        ...
+
+    async def aclose(self) -> None:
+        """Finish what runs, refuse what waits, let go of device and threads."""
         ...
