@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic
 
 import numpy as np
@@ -280,15 +281,16 @@ class LocalExecutor(Generic[E, V]):
         timings.span("decode", answer.started, answer.ended)
         started = time.perf_counter()
         backend = backend_of(self._backends, job.hr)
+        drawing = partial(draw, stability_offset=job.stability_offset)
         drawn = await asyncio.get_running_loop().run_in_executor(
-            self._pool, draw, backend, item, answer.result, hr.ready.view_size, job.hr
+            self._pool, drawing, backend, item, answer.result, hr.ready.view_size, job.hr
         )
         timings.span("mask", started, time.perf_counter())
         return DecodeResult(
             masks=drawn.masks,
             touches=drawn.touches,
             lr_mask=drawn.lr_mask,
-            refine_id=self._refine.keep(drawn.state),
+            refine_id=self._refine.keep(drawn.state) if job.refinable else "",
             cache_hr=hr.tier,
             cache_lr=None if lr is None else lr.tier,
         )
