@@ -1,0 +1,244 @@
+"""Everything in a picture, without prompts: a grid of them, decoded in large batches and thinned out.
+
+Models trained for points get SAM's grid of points on one view of the whole picture. Models trained for boxes only get
+boxes of several sizes, each in a view that it fills by a quarter to three eighths, and what comes out is asked again
+with its own bounding box, so that a box need not fit an object to find it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from wsisam_model.config import ModelConfig
+from wsisam_model.prompts import Prompt
+from wsisam_service.jobs import DecodedMask, DecodeJob, DecodeResult, Executor, PixelSource, Timings
+from wsisam_service.masks import rle
+from wsisam_service.sam.outlines import Mask, clip_to_picture
+from wsisam_service.sam.requests import AutomaskBody
+from wsisam_service.views import Box, View, snapped_view, step_for_extent, view_for_extent
+
+BOX_SCALES = (4, 2, 1)
+"""Sides of the boxes in cells of the grid, coarsest first: if the time runs out, the small ones are missing."""
+ROOM = 4 / 3
+"""A box is planned as if it were this much larger, so that it keeps away from the borders of a view on the lattice."""
+CHUNK = 64
+"""Prompts asked for at once: enough for full batches, few enough that a click behind them does not wait long."""
+MAX_FOUND = 512
+"""Most masks that are asked again with their own box."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Proposal:
+    """A prompt in picture pixels, pixel-edge frame, and the view it is decoded in. A box, or else a point."""
+
+    view: View
+    box: Box | None = None
+    point: tuple[float, float] | None = None
+
+    def prompt(self) -> Prompt:
+        if self.box is not None:
+            corners = (*self.view.index_from_level0(*self.box[:2]), *self.view.index_from_level0(*self.box[2:]))
+            return Prompt(box=corners)
+        assert self.point is not None
+        return Prompt(points=(self.view.index_from_level0(*self.point),), labels=(1,))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """A mask in pixels of `view`, clipped to the picture; `box` is its bounding box in picture pixels."""
+
+    view: View
+    mask: Mask
+    box: Box
+    predicted_iou: float
+    stability: float
+
+    @property
+    def area_px(self) -> float:
+        """Pixels of the picture."""
+        return float(np.count_nonzero(self.mask)) * self.view.scale**2
+
+
+@dataclass(frozen=True, slots=True)
+class PictureViews:
+    """A picture of `width` x `height` pixels as an executor sees it: `key` names a view of it, `pixels` reads one.
+    `wider` says whether views have a wider one to go with them.
+    """
+
+    width: int
+    height: int
+    config: ModelConfig
+    key: Callable[[View], str]
+    pixels: PixelSource
+    wider: bool
+
+
+async def find_all(executor: Executor, views: PictureViews, body: AutomaskBody, *, budget_s: float) -> list[Found]:
+    """Every object found within `budget_s`, best first. Raises `Overloaded`."""
+    end = time.monotonic() + budget_s
+    if "points" in views.config.trained_prompts:
+        found = await _decode(executor, views, point_proposals(views, body.points_per_side), body, end)
+    else:
+        first = await _decode(executor, views, box_proposals(views, body.points_per_side), body, end)
+        rough = suppress(first, body.box_nms_thresh)[:MAX_FOUND]
+        again = [Proposal(one.view, box=one.box) for one in rough]
+        found = await _decode(executor, views, again, body, end)
+    good = [one for one in found if _passes(one, views, body)]
+    return suppress(good, body.box_nms_thresh)
+
+
+def point_proposals(views: PictureViews, points_per_side: int) -> list[Proposal]:
+    """SAM's grid: `points_per_side` points along each side, in one view that holds the picture."""
+    width, height, config = views.width, views.height, views.config
+    mpp = config.default_mpp
+    view = view_for_extent(
+        (0, 0, width, height), config.image_size, mpp, mpp=max(width, height) * mpp / config.image_size
+    )
+    ticks = (np.arange(points_per_side) + 0.5) / points_per_side
+    return [Proposal(view, point=(float(x * width), float(y * height))) for y in ticks for x in ticks]
+
+
+def box_proposals(views: PictureViews, points_per_side: int) -> list[Proposal]:
+    """Square boxes one, two and four cells wide, half overlapping; a cell is the longer side / `points_per_side`.
+
+    Views lie on the lattice of half their side, which boxes share, and boxes of one view follow each other.
+    """
+    cell = max(views.width, views.height) / points_per_side
+    proposals: list[Proposal] = []
+    for scale in BOX_SCALES:
+        side = scale * cell
+        boxes = squares(views.width, views.height, side, max(cell, side / 2))
+        planned = [Proposal(_lattice_view(box, views.config), box=box) for box in boxes]
+        proposals += sorted(planned, key=lambda one: (one.view.cy, one.view.cx))
+    return proposals
+
+
+def squares(width: float, height: float, side: float, pitch: float) -> list[Box]:
+    """Squares that cover the picture evenly, at most `pitch` apart; smaller where the picture is."""
+    spans = []
+    for length in (width, height):
+        used = min(side, length)
+        count = int(np.ceil((length - used) / pitch - 1e-9)) + 1
+        spans.append([(float(start), float(start + used)) for start in np.linspace(0, length - used, count)])
+    return [(x0, y0, x1, y1) for y0, y1 in spans[1] for x0, x1 in spans[0]]
+
+
+def _lattice_view(box: Box, config: ModelConfig) -> View:
+    x0, y0, x1, y1 = box
+    k = step_for_extent(max(x1 - x0, y1 - y0) * ROOM * config.default_mpp, config.image_size)
+    return snapped_view(((x0 + x1) / 2, (y0 + y1) / 2), k, config.image_size, config.default_mpp, lone_point=True)
+
+
+def suppress(found: Iterable[Found], threshold: float) -> list[Found]:
+    """The best of those whose bounding boxes overlap by more than `threshold` (intersection over union)."""
+    ranked = sorted(found, key=lambda one: one.predicted_iou, reverse=True)
+    if not ranked:
+        return []
+    boxes = np.array([one.box for one in ranked])
+    alive = np.ones(len(ranked), bool)
+    kept = []
+    for index, one in enumerate(ranked):
+        if alive[index]:
+            kept.append(one)
+            alive &= _overlap(boxes[index], boxes) <= threshold
+    return kept
+
+
+def _overlap(box: npt.NDArray[np.float64], boxes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Intersection over union of `box` (4,) with each of `boxes` (n, 4)."""
+    sides = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
+    shared = np.prod(np.maximum(sides, 0), axis=1)
+    areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    overlap: npt.NDArray[np.float64] = shared / (np.prod(box[2:] - box[:2]) + areas - shared)
+    return overlap
+
+
+async def _decode(
+    executor: Executor, views: PictureViews, proposals: Sequence[Proposal], body: AutomaskBody, end: float
+) -> list[Found]:
+    multimask = views.config.multimask and body.output_type != "Single mask"
+    found: list[Found] = []
+    for start in range(0, len(proposals), CHUNK):
+        if time.monotonic() > end:
+            _log.warning("automask out of time", extra={"asked": start, "proposals": len(proposals)})
+            break
+        chunk = proposals[start : start + CHUNK]
+        jobs = [
+            DecodeJob(
+                views.key(one.view),
+                views.key(one.view.coarser()) if views.wider else None,
+                one.prompt(),
+                multimask=multimask,
+                stability_offset=body.stability_score_offset,
+                refinable=False,
+            )
+            for one in chunk
+        ]
+        results = await executor.decode(jobs, views.pixels, Timings())
+        for proposal, result in zip(chunk, results, strict=True):
+            if isinstance(result, Exception):
+                raise result
+            found += _read(proposal.view, result, views, body)
+    return found
+
+
+def _read(view: View, result: DecodeResult, views: PictureViews, body: AutomaskBody) -> list[Found]:
+    """What a decode shows of whole objects: those that the view cuts are left to a coarser one."""
+    candidates = [one for mask in result.masks if (one := _found(view, mask, views, body.min_mask_region_area))]
+    if not candidates:
+        return []
+    match body.output_type:
+        case "Multi-mask (largest)":
+            candidates = [max(candidates, key=lambda one: one.area_px)]
+        case "Multi-mask (smallest)":
+            candidates = [min(candidates, key=lambda one: one.area_px)]
+        case "Multi-mask (best quality)":
+            candidates = [max(candidates, key=lambda one: one.predicted_iou)]
+    return candidates
+
+
+def _found(view: View, decoded: DecodedMask, views: PictureViews, min_area_px: int) -> Found | None:
+    mask = clip_to_picture(rle.decode(decoded.mask), view.origin_level0, view.scale, views.width, views.height)
+    if min_area_px > 0:
+        mask = without_specks(mask, min_area_px / view.scale**2)
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if rows.size == 0:
+        return None
+    borders = view.inner_borders(views.width, views.height)
+    reached = columns[0] == 0, rows[0] == 0, columns[-1] == view.side - 1, rows[-1] == view.side - 1
+    if any(inner and there for inner, there in zip(borders, reached, strict=True)):
+        return None
+    x0, y0 = view.level0_from_edge(float(columns[0]), float(rows[0]))
+    x1, y1 = view.level0_from_edge(float(columns[-1] + 1), float(rows[-1] + 1))
+    box = (max(x0, 0.0), max(y0, 0.0), min(x1, views.width), min(y1, views.height))
+    stability = 1.0 if decoded.stability is None else decoded.stability
+    return Found(view, mask, box, decoded.predicted_iou, stability)
+
+
+def without_specks(mask: Mask, min_area: float) -> Mask:
+    """`mask` without parts and without holes smaller than `min_area`, in its own pixels."""
+    cleaned = mask.copy()
+    for value in (True, False):
+        _, labels, stats, _ = cv2.connectedComponentsWithStats((cleaned == value).astype(np.uint8), connectivity=8)
+        small = np.flatnonzero(stats[:, cv2.CC_STAT_AREA] < min_area)
+        cleaned[np.isin(labels, small[small > 0])] = not value
+    return cleaned
+
+
+def _passes(one: Found, views: PictureViews, body: AutomaskBody) -> bool:
+    if one.predicted_iou < body.pred_iou_thresh or one.stability < body.stability_score_thresh:
+        return False
+    if body.include_image_edge:
+        return True
+    x0, y0, x1, y1 = one.box
+    margin = one.view.scale
+    return x0 >= margin and y0 >= margin and x1 <= views.width - margin and y1 <= views.height - margin

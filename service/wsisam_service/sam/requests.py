@@ -1,0 +1,57 @@
+"""What the extension sends, any version from 0.3 to 0.9 (PROTOCOL.md 1.3, 1.5, 1.6). Unknown fields are ignored."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+OutputType = Literal[
+    "Single mask",
+    "Multi-mask (all)",
+    "Multi-mask (largest)",
+    "Multi-mask (smallest)",
+    "Multi-mask (best quality)",
+]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class PictureBody(_Body):
+    """A model, the picture, and the `url` of an entry of the weights list. Without a type the default model answers."""
+
+    type: str = ""
+    b64img: str
+    checkpoint_url: str | None = None
+
+
+class DetectBody(PictureBody):
+    """`bbox` (x0, y0, x1, y1) has exclusive ends; a point means the pixel of that index. Neither is clipped."""
+
+    bbox: tuple[float, float, float, float] | None = Field(None)
+    point_coords: tuple[tuple[float, float], ...] = ()
+    point_labels: tuple[int, ...] = ()
+    multimask_output: bool = False
+
+
+class AutomaskBody(PictureBody):
+    """Defaults are samapi's; crops and the batch size have no meaning here. Areas are in pixels of the picture."""
+
+    points_per_side: int = Field(32, ge=1)
+    pred_iou_thresh: float = Field(0.88, allow_inf_nan=False)
+    stability_score_thresh: float = Field(0.95, allow_inf_nan=False)
+    stability_score_offset: float = Field(1.0, ge=0, allow_inf_nan=False)
+    box_nms_thresh: float = Field(0.7, allow_inf_nan=False)
+    min_mask_region_area: int = Field(0, ge=0)
+    output_type: OutputType = "Single mask"
+    include_image_edge: bool = False
+
+
+class RegisterBody(_Body):
+    """Free text from a dialog; any of it may be empty."""
+
+    type: str = ""
+    name: str = ""
+    url: str = ""
