@@ -33,4 +33,5 @@ def load_image_encoder(config: ModelConfig, weights: Mapping[str, Tensor]) -> Im
     encoder.load_state_dict(weights)
     encoder.requires_grad_(False)
     encoder.prepare_for_inference()
-    return encoder.to(memory_format=torch.channels_last)
+    encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's overloads leave it out
+    return encoder
