@@ -17,6 +17,10 @@ from wsisam_model.prompts import Prompt
 from wsisam_service.jobs import ViewPixels
 
 if TYPE_CHECKING:
+    from wsisam_model.fast_decoder import DecoderView
+    from wsisam_model.predictor import Embedding, Predictor
+
+if TYPE_CHECKING:
     pass
 
 Logits = npt.NDArray[np.float32]
@@ -54,6 +58,8 @@ class DecodeItem(Generic[V]):
     frozen: bool = False
     multimask: bool = False
     lr_mask: bool = False
+    lr_sam: bool = False
+    """SAM's logits of the LR branch too, for a later correction; they cost a fifth of a decode."""
 
 
 class Decoded(Protocol):
@@ -133,3 +139,73 @@ class Backend(Protocol[E, V]):
     def upscale(self, logits: Logits, view_size: tuple[int, int]) -> Logits:
         """Logits (n, 256, 256) in the pixels of a view of `view_size`, (n, h, w)."""
         ...
+
+
+class PredictorBackend:
+    """`Backend` over the network in torch or another engine. Importing it costs nothing, making one imports torch."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        from wsisam_model.decoder_batch import DecodeRequest
+        from wsisam_model.predictor import Embedding
+        from wsisam_model.preprocessing import upscale_logits
+
+        self._predictor = predictor
+        self._request = DecodeRequest
+        self._parse = Embedding.from_bytes
+        self._upscale = upscale_logits
+
+    @property
+    def config(self) -> ModelConfig:
+        return self._predictor.config
+
+    @property
+    def key_prefix(self) -> str:
+        return self._predictor.key_prefix
+
+    @property
+    def adapters(self) -> AdapterFacts | None:
+        return self._predictor.adapters
+
+    @property
+    def device(self) -> str:
+        return self._predictor.device
+
+    @property
+    def precision(self) -> str:
+        return self._predictor.precision
+
+    @property
+    def engine(self) -> str:
+        return self._predictor.engine
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        return self._predictor.warnings
+
+    def encode(self, images: Sequence[ViewPixels]) -> Sequence[Embedding]:
+        return self._predictor.encode(images)
+
+    def load(self, blob: bytes) -> Embedding:
+        return self._parse(blob)
+
+    def prepare(self, embedding: Embedding) -> DecoderView:
+        return self._predictor.prepare(embedding)
+
+    def decode(self, items: Sequence[DecodeItem[DecoderView]]) -> Sequence[Decoded]:
+        return self._predictor.decode(
+            [
+                self._request(
+                    item.hr,
+                    item.lr,
+                    item.prompt,
+                    frozen=item.frozen,
+                    multimask=item.multimask,
+                    lr_mask=item.lr_mask,
+                    lr_sam=item.lr_sam,
+                )
+                for item in items
+            ]
+        )
+
+    def upscale(self, logits: Logits, view_size: tuple[int, int]) -> Logits:
+        return self._upscale(logits, self.config, view_size)

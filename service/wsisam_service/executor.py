@@ -7,6 +7,7 @@ backs. Masks are upscaled and run-length encoded in threads, so that neither the
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -55,7 +56,7 @@ class _Found(Generic[V]):
 
 
 class LocalExecutor(Generic[E, V]):
-    """`jobs.Executor` around models in this process, by name. Construct it within the event loop that will use it.
+    """`jobs.Executor` around models in this process. Used by one event loop; `aclose` ends its threads.
 
     `max_encodes` and `max_decodes` bound the work in flight, beyond which requests are refused; `encode_batch` and
     `decode_batch` the items of one device call. `l1_bytes` is device memory for views, beside weights and a batch.
@@ -88,8 +89,8 @@ class LocalExecutor(Generic[E, V]):
             self._backends, store, self._cache, self._batcher, loads=self._loads, encodes=self._encodes, pool=self._pool
         )
         self._refine = RefineStates(refine_store)
-        # One request must not fill the encoder's queue: at two views a pair it takes half of it at most.
-        self._pairs_at_once = max(1, max_encodes // 4)
+        # One request must not fill the encoder's queue: at two views a pair it takes a quarter of it.
+        self._new_pairs_at_once = max(1, max_encodes // 8)
         # A prewarm keeps the encoder busy but lets a click's views in after few of its own.
         self._prewarms_at_once = 2 * encode_batch
         self._warm = False
@@ -105,10 +106,11 @@ class LocalExecutor(Generic[E, V]):
                 by_pair.setdefault(self._pair_of(job), []).append(index)
             except UnknownModel as error:
                 results[index] = error
-        gate = asyncio.Semaphore(self._pairs_at_once)
+        gate = asyncio.Semaphore(self._new_pairs_at_once)
 
         async def decode_pair(pair: _Pair, indices: list[int]) -> None:
-            async with gate:
+            known = pair.hr in self._cache and (pair.lr is None or pair.lr in self._cache)
+            async with contextlib.nullcontext() if known else gate:
                 decoded = await self._decode_pair(pair, [jobs[index] for index in indices], pixels, timings)
             results.update(zip(indices, decoded, strict=True))
 
@@ -264,6 +266,8 @@ class LocalExecutor(Generic[E, V]):
             frozen=self._is_frozen(job),
             multimask=job.multimask,
             lr_mask=job.lr_mask and lr is not None,
+            # An answer that is corrected once will be again; the first one stays as cheap as it can be.
+            lr_sam=job.refinable and job.refine_from is not None and lr is not None,
         )
 
     async def _answer(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
@@ -255,6 +257,21 @@ async def test_prompts_of_one_request_go_together_even_on_an_idle_device(rig: Ri
     assert rig.model.calls[-1] == ("decode", 16)
 
 
+async def test_prompts_on_many_known_views_go_together() -> None:
+    rig = Rig(max_encodes=8)
+    known = [views(index) for index in range(16)]
+    await rig.executor.encode([key for pair in known for key in pair], rig.pixels, Timings())
+    rig.model.hold()
+    first = asyncio.create_task(rig.one(job(*known[0])))
+    await busy(rig.model)
+    rest = asyncio.create_task(rig.decode(*(job(*pair) for pair in known)))
+    await until(lambda: len(rig.executor._decodes.waiting) == 16)
+    rig.model.release.set()
+    await asyncio.gather(first, rest)
+    assert rig.model.calls[-1] == ("decode", 16)
+    await rig.executor.aclose()
+
+
 async def test_decodes_overtake_waiting_encodes(rig: Rig) -> None:
     await rig.one(job())
     rig.model.calls.clear()
@@ -491,6 +508,20 @@ async def test_ready_after_warm_up_and_not_after_the_thread_has_crashed(rig: Rig
     assert isinstance(result, Exception)
     await until(lambda: not rig.executor._batcher._thread.is_alive())
     assert not await rig.executor.ready()
+
+
+async def test_the_lr_branch_is_asked_for_its_logits_once_an_answer_is_corrected(rig: Rig) -> None:
+    first = await rig.one(job())
+    await rig.one(job(refine_from=first.refine_id))
+    assert [item.lr_sam for item in rig.model.decoded] == [False, True]
+    (silent,) = await rig.decode(job(refinable=False))
+    assert isinstance(silent, DecodeResult)
+    assert silent.refine_id == ""
+
+
+def test_the_executor_brings_in_no_torch() -> None:
+    code = "import sys, wsisam_service.executor; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_the_time_of_overlapping_stretches_counts_once() -> None:
