@@ -35,7 +35,7 @@ from wsisam_service.jobs import (
     Timings,
 )
 from wsisam_service.postprocess import draw
-from wsisam_service.refine import RefineStates
+from wsisam_service.refine import RefineState, RefineStates
 from wsisam_service.view_loader import ViewLoader, backend_of, encode_lane, load_lane
 
 
@@ -287,14 +287,15 @@ class LocalExecutor(Generic[E, V]):
         backend = backend_of(self._backends, job.hr)
         drawing = partial(draw, stability_offset=job.stability_offset)
         drawn = await asyncio.get_running_loop().run_in_executor(
-            self._pool, drawing, backend, item, answer.result, hr.ready.view_size, job.hr
+            self._pool, drawing, backend, answer.result, hr.ready.view_size
         )
         timings.span("mask", started, time.perf_counter())
+        state = RefineState(job.hr, item.prompt, answer.result.sam_logits_hr, answer.result.sam_logits_lr)
         return DecodeResult(
             masks=drawn.masks,
             touches=drawn.touches,
             lr_mask=drawn.lr_mask,
-            refine_id=self._refine.keep(drawn.state) if job.refinable else "",
+            refine_id=self._refine.keep(state) if job.refinable else "",
             cache_hr=hr.tier,
             cache_lr=None if lr is None else lr.tier,
         )

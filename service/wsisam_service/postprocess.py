@@ -1,4 +1,4 @@
-"""From a prompt's logits to what an answer carries: masks in view pixels, which borders they reach, refine state."""
+"""From a prompt's logits to what an answer carries: masks in view pixels, and which borders they reach."""
 
 from __future__ import annotations
 
@@ -7,28 +7,24 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from wsisam_service.backend import Backend, Decoded, DecodeItem, E, V
+from wsisam_service.backend import Backend, Decoded, E, V
 from wsisam_service.jobs import DecodedMask, Rle
 from wsisam_service.masks import rle
-from wsisam_service.refine import RefineState
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Drawn:
-    """`masks` best first, `touches` (left, top, right, bottom) of the first; `state` is a refine state's blob."""
+    """`masks` best first, `touches` (left, top, right, bottom) of the first."""
 
     masks: list[DecodedMask]
     touches: tuple[bool, bool, bool, bool]
     lr_mask: Rle | None
-    state: bytes
 
 
 def draw(
     backend: Backend[E, V],
-    item: DecodeItem[V],
     decoded: Decoded,
     view_size: tuple[int, int],
-    hr_key: str,
     *,
     stability_offset: float | None = None,
 ) -> Drawn:
@@ -39,12 +35,10 @@ def draw(
     lr_mask = None
     if decoded.lr_logits is not None:
         lr_mask = rle.encode(backend.upscale(decoded.lr_logits[None], view_size)[0] > 0)
-    state = RefineState(hr_key, item.prompt, decoded.sam_logits_hr, decoded.sam_logits_lr)
     return Drawn(
         [DecodedMask(rle.encode(mask), float(iou), s) for mask, iou, s in zip(masks, ious, stability, strict=True)],
         touched_borders(masks[0]),
         lr_mask,
-        state.to_bytes(),
     )
 
 

@@ -81,31 +81,31 @@ class RefineStates:
 
     def __init__(self, store: TieredStore) -> None:
         self._store = store
-        self._pending: dict[str, bytes] = {}
+        self._pending: dict[str, RefineState] = {}
         self._writes: set[asyncio.Task[None]] = set()
 
-    def keep(self, blob: bytes) -> str:
-        """The new id of a state's blob. The id works at once; the store gets the blob behind the caller's back."""
+    def keep(self, state: RefineState) -> str:
+        """The new id of a state, which works at once; rounding and storing happen behind the caller's back."""
         refine_id = secrets.token_hex(16)
         if len(self._pending) >= MAX_PENDING:
             _log.warning("the store of refine states is too slow; an answer cannot be refined")
             return refine_id
-        self._pending[refine_id] = blob
-        write = asyncio.create_task(self._write(refine_id, blob))
+        self._pending[refine_id] = state
+        write = asyncio.create_task(self._write(refine_id, state))
         self._writes.add(write)
         write.add_done_callback(self._writes.discard)
         return refine_id
 
     async def load(self, refine_id: str) -> RefineState:
         """The state under an id. Raises `RefineExpired` where its time is over or it was lost."""
-        blob = self._pending.get(refine_id)
-        if blob is None:
-            hit = await self._store.get(_key(refine_id))
-            if hit is None:
-                raise RefineExpired("the refine token has expired; send the whole prompt")
-            blob = hit.blob
+        pending = self._pending.get(refine_id)
+        if pending is not None:
+            return RefineState.from_bytes(pending.to_bytes())  # rounded as it will be, so that timing changes no mask
+        hit = await self._store.get(_key(refine_id))
+        if hit is None:
+            raise RefineExpired("the refine token has expired; send the whole prompt")
         try:
-            return RefineState.from_bytes(blob)
+            return RefineState.from_bytes(hit.blob)
         except ValueError as error:
             raise RefineExpired("what the refine token stands for was lost; send the whole prompt") from error
 
@@ -113,9 +113,9 @@ class RefineStates:
         await asyncio.gather(*self._writes)
         await self._store.aclose()
 
-    async def _write(self, refine_id: str, blob: bytes) -> None:
+    async def _write(self, refine_id: str, state: RefineState) -> None:
         try:
-            await self._store.put(_key(refine_id), blob)
+            await self._store.put(_key(refine_id), await asyncio.to_thread(state.to_bytes))
         finally:
             del self._pending[refine_id]
 
