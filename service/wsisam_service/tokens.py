@@ -1,0 +1,73 @@
+"""What the service signs: refine tokens, and the names of slides in view keys."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from wsisam_service.errors import RefineExpired
+from wsisam_service.views import View
+
+_SIGNATURE_BYTES = 16
+_HIDDEN_FINGERPRINT = 32
+"""Hex digits of a fingerprint's HMAC that go into view keys."""
+
+
+@dataclass(frozen=True, slots=True)
+class RefineToken:
+    """An answer that can be corrected: the state's id at the executor, and the model, slide and HR view it is of."""
+
+    refine_id: str
+    model: str
+    fingerprint: str
+    view: View
+
+
+class TokenSigner:
+    """Makes and checks refine tokens. `clock` gives seconds since the epoch."""
+
+    def __init__(self, key: bytes, ttl_s: float, clock: Callable[[], float] = time.time) -> None:
+        self._key = key
+        self._ttl_s = ttl_s
+        self._clock = clock
+
+    def sign(self, token: RefineToken) -> str:
+        """An opaque, URL-safe text."""
+        view = token.view
+        expires = int(self._clock() + self._ttl_s)
+        members = [
+            *(token.refine_id, token.model, token.fingerprint, expires),
+            *(view.side, view.k, view.cx, view.cy, view.slide_mpp),
+        ]
+        payload = json.dumps(members, separators=(",", ":")).encode()
+        return base64.urlsafe_b64encode(self._signature(payload) + payload).rstrip(b"=").decode("ascii")
+
+    def verify(self, text: str) -> RefineToken:
+        """The token that `sign` made `text` of. Raises `RefineExpired` for any other text, and after its time."""
+        try:
+            raw = base64.b64decode(text.encode("ascii") + b"=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        except (UnicodeEncodeError, binascii.Error) as error:
+            raise RefineExpired("the refine token is none of this server's") from error
+        signature, payload = raw[:_SIGNATURE_BYTES], raw[_SIGNATURE_BYTES:]
+        if not hmac.compare_digest(signature, self._signature(payload)):
+            raise RefineExpired("the refine token is none of this server's")
+        refine_id, model, fingerprint, expires, *view = json.loads(payload)
+        if self._clock() > expires:
+            raise RefineExpired("the refine token has expired; send the whole prompt")
+        return RefineToken(refine_id, model, fingerprint, View(*view))
+
+    def _signature(self, payload: bytes) -> bytes:
+        return hmac.digest(self._key, payload, "sha256")[:_SIGNATURE_BYTES]
+
+
+def key_fingerprint(fingerprint: str, key: bytes | None) -> str:
+    """A slide's fingerprint as view keys hold it: hidden where there is a key, so that stores name no slide."""
+    if key is None:
+        return fingerprint
+    return hmac.new(key, fingerprint.encode(), hashlib.sha256).hexdigest()[:_HIDDEN_FINGERPRINT]
