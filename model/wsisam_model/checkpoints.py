@@ -146,13 +146,13 @@ def _load_single(path: Path, config: ModelConfig, base: BaseWeights) -> AdapterW
         raise CheckpointError(f"{path.name}: not a readable safetensors file") from error
     _check_metadata(path, metadata, config, base)
     state = {key: _float32(path, key, tensor) for key, tensor in state.items()}
+    parts = {part: _under(part, state) for part in ("hr", "lr", "prompt", "iou")}
+    for part in ("hr", "lr"):
+        _check_branch(path, parts[part], config, prefix=f"{part}.")
     try:
         Adapters.from_state(state)
     except CheckpointError as error:
         raise CheckpointError(f"{path.name}: {error}") from error
-    parts = {part: _under(part, state) for part in ("hr", "lr", "prompt", "iou")}
-    for part in ("hr", "lr"):
-        _check_branch(path, parts[part], config, prefix=f"{part}.")
     return AdapterWeights(path.stem, sha256, metadata, parts["hr"], parts["lr"], parts["prompt"], parts["iou"])
 
 
