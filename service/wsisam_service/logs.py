@@ -37,6 +37,12 @@ class RequestIds:
 current_request: ContextVar[RequestIds | None] = ContextVar("current_request", default=None)
 
 
+def request_id() -> str:
+    """The id of the request that is being answered; empty outside of one."""
+    ids = current_request.get()
+    return ids.request_id if ids else ""
+
+
 class JsonFormatter(logging.Formatter):
     """One JSON object a line: time, level, logger, message, what `extra` gave, request id and trace."""
 

@@ -58,10 +58,12 @@ class Settings(BaseSettings):
 
     store: str = "memory"
     """Embedding store: "memory", "folder:PATH" or "redis://HOST:PORT/DB"."""
-    store_bytes: int = Field(512 * MIB, ge=0)
-    """Byte budget of a memory or folder store; one LiteMedSAM view is 3.3 MB."""
+    store_memory_bytes: int = Field(256 * MIB, ge=0)
+    """Byte budget of embeddings in memory; one LiteMedSAM view is 3.3 MB."""
+    store_folder_bytes: int = Field(10 * 1024 * MIB, ge=0)
+    """Byte budget of a folder store."""
     store_ttl_s: int = Field(7 * 24 * 3600, ge=1)
-    """Life of an embedding in Redis."""
+    """Life of an embedding in the store."""
     l1_bytes: int = Field(1024 * MIB, ge=0)
     """Byte budget of decoder-ready views in device memory."""
     tile_cache_bytes: int = Field(256 * MIB, ge=0)
@@ -71,23 +73,34 @@ class Settings(BaseSettings):
     refine_ttl_s: int = Field(3600, ge=1)
     """Life of a refine token: a coffee break, not a night."""
 
-    max_queued_encodes: int = Field(64, ge=1)
-    """Views waiting for the encoder before requests are refused: on two cores some 20 s of work."""
-    max_queued_decodes: int = Field(1024, ge=1)
-    """Prompts waiting for the decoder before requests are refused; four full requests."""
+    max_encodes: int = Field(64, ge=1)
+    """Views at the encoder, waiting ones included, before requests are refused: on two cores some 20 s of work."""
+    max_decodes: int = Field(1024, ge=1)
+    """Prompts at the decoder, waiting ones included, before requests are refused; four full requests."""
     max_body_bytes: int = Field(64 * MIB, ge=1)
-    max_image_px: int = Field(64_000_000, ge=1)
-    """Pixels of an image sent with a request, and of a region asked for."""
+    max_image_px: int = Field(20_000_000, ge=1)
+    """Pixels of a picture sent with a request; decoded it takes three bytes each."""
     request_timeout_s: float = Field(60.0, gt=0)
+
+    picture_cache_bytes: int = Field(64 * MIB, ge=0)
+    """Byte budget of decoded pictures of QuPath's SAM extension, which sends a view again with every click."""
+    automask_points_per_side: int = Field(32, ge=1)
+    """Finest grid of an automask; the extension's window has no limit, and work grows with the square."""
+    automask_s: float = Field(120.0, gt=0)
+    """Seconds an automask goes on asking; its answer is what was found by then."""
+    sam_weights: Path | None = None
+    """Folder whose files the extension's Register dialog may name, and where its downloads go. None: neither."""
+    sam_weights_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Hosts that the Register dialog may download from, over https."""
 
     secret: SecretStr = SecretStr("")
     """Signs refine tokens and hides fingerprints in view keys. If empty, a random one signs the tokens of this
     process only, and the fingerprints are not hidden."""
 
-    @field_validator("slides", mode="before")
+    @field_validator("slides", "sam_weights_hosts", mode="before")
     @classmethod
-    def _split_roots(cls, value: object) -> object:
-        """Environment variables hold one text; commas separate the roots."""
+    def _split_list(cls, value: object) -> object:
+        """Environment variables hold one text; commas separate its parts."""
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     @field_validator("store")

@@ -42,11 +42,16 @@ def json_body(model: type[Body]) -> Callable[[Request], Awaitable[Body]]:
     return read
 
 
+def to_json(content: object) -> bytes:
+    """`content` as JSON, dataclasses and numpy numbers included."""
+    return orjson.dumps(content, option=_ANSWER_OPTIONS)
+
+
 def json_response(
     content: object, *, status: int = 200, headers: Mapping[str, str] | None = None, media_type: str = JSON_MEDIA_TYPE
 ) -> Response:
-    """`content` (dataclasses and numpy numbers included) as a JSON answer."""
-    return Response(orjson.dumps(content, option=_ANSWER_OPTIONS), status, headers, media_type)
+    """`content` as a JSON answer."""
+    return Response(to_json(content), status, headers, media_type)
 
 
 def described_body(model: type[BaseModel], examples: Mapping[str, Any] | None = None) -> dict[str, Any]:

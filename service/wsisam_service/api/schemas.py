@@ -22,6 +22,8 @@ MAX_TEXT = 4096
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 BoxXYXY = tuple[float, float, float, float]
 PointXYLabel = tuple[float, float, float]
+RegionXYWH = tuple[float, float, float, float]
+Mpp = Annotated[float, Field(ge=MIN_REQUEST_MPP, le=MAX_REQUEST_MPP, allow_inf_nan=False)]
 
 SEGMENT_EXAMPLES: dict[str, dict[str, Any]] = {
     "box": {
@@ -87,11 +89,8 @@ class SegmentBody(_Body):
     prompts: list[PromptBody] = Field(min_length=1, max_length=MAX_PROMPTS)
     model: Text | None = Field(None, description="The server's default model where absent.")
     adapters: Text = Field(DEFAULT_ADAPTERS, description='"none" is the frozen SAM alone.')
-    mpp: float | None = Field(
+    mpp: Mpp | None = Field(
         None,
-        ge=MIN_REQUEST_MPP,
-        le=MAX_REQUEST_MPP,
-        allow_inf_nan=False,
         description="µm per view pixel; the nearest step of the ladder is taken. Absent: from the prompt's extent.",
     )
     units: Units = Field("px", description="Of every coordinate: level-0 pixels or µm, from the frame's corner.")
@@ -128,26 +127,18 @@ class SegmentBody(_Body):
         )
 
 
-class RegionBody(_Body):
-    """A level-0 rectangle."""
-
-    x: float = Field(allow_inf_nan=False)
-    y: float = Field(allow_inf_nan=False)
-    width: float = Field(gt=0, allow_inf_nan=False)
-    height: float = Field(gt=0, allow_inf_nan=False)
-
-
 class PrewarmBody(_Body):
     """Views to encode before they are asked for: those of boxes and points to come, or a lattice over a region."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"region": {"x": 0, "y": 0, "width": 4096, "height": 4096}, "mpp": 1.0}]}
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [{"region": [0, 0, 4096, 4096], "mpp": 1.0}]})
 
-    region: RegionBody | None = None
-    boxes: list[BoxXYXY] = Field([], max_length=MAX_PROMPTS)
-    points: list[tuple[float, float]] = Field([], max_length=MAX_PROMPTS)
-    mpp: float | None = Field(None, ge=MIN_REQUEST_MPP, le=MAX_REQUEST_MPP, allow_inf_nan=False)
+    region: RegionXYWH | None = Field(None, description="x, y, width, height.")
+    boxes: tuple[BoxXYXY, ...] = Field((), max_length=MAX_PROMPTS)
+    points: tuple[tuple[float, float], ...] = Field((), max_length=MAX_PROMPTS)
+    mpp: Mpp | None = None
+    units: Units = "px"
+    frame: Frame | None = None
+    image_size: tuple[int, int] | None = None
     wait: bool = Field(False, description="Answer only when every view is encoded.")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from wsisam_service.settings import Settings, load_settings
 
 MODEL_SETTINGS = ("model", "adapters", "weights", "engine", "precision", "device", "threads")
-CACHE_SETTINGS = ("store", "store_bytes", "l1_bytes", "tile_cache_bytes")
+CACHE_SETTINGS = ("store", "store_memory_bytes", "store_folder_bytes", "l1_bytes", "tile_cache_bytes")
 
 
 class UsageError(Exception):

@@ -1,0 +1,75 @@
+"""Which views a prewarm means: those that segment would use for prompts to come (DESIGN sections 5 and 7)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from wsisam_model.config import ModelConfig
+from wsisam_service.errors import EmptyPrompt, InvalidNumber
+from wsisam_service.prompts import Frame, PromptSpec, Target, Units, judge, plan_view, request_frame
+from wsisam_service.slides.catalogue import Slide
+from wsisam_service.views import MAX_OUTSIDE, Box, View, nearest_step, snapped_view, step_mpp
+
+MAX_VIEWS = 4096
+"""HR views in one prewarm; a whole slide is `precompute`'s work, in many requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrewarmRequest:
+    """`region` is (x, y, width, height). Numbers are in the request's frame and units, `mpp` in µm per view pixel."""
+
+    region: tuple[float, float, float, float] | None = None
+    boxes: Sequence[Box] = ()
+    points: Sequence[tuple[float, float]] = ()
+    mpp: float | None = None
+    units: Units = "px"
+    frame: Frame | None = None
+    image_size: tuple[int, int] | None = None
+
+
+def views_to_prewarm(request: PrewarmRequest, slide: Slide, config: ModelConfig) -> list[View]:
+    """The HR views, each once. Raises what `judge` and `plan_view` raise, and `EmptyPrompt` where nothing is named."""
+    if request.region is None and not request.boxes and not request.points:
+        raise EmptyPrompt("a prewarm names a region, boxes or points")
+    size, (slide_mpp, _) = (slide.width, slide.height), slide.slide_mpp(config.default_mpp)
+    frame = request_frame(
+        size,
+        slide.info.bounds,
+        slide_mpp,
+        units=request.units,
+        frame=request.frame,
+        image_size=request.image_size,
+    )
+    prompts = [PromptSpec(box=box) for box in request.boxes]
+    prompts += [PromptSpec(points=((x, y, 1),)) for x, y in request.points]
+    views = [_view_of(judge(prompt, frame, size), size, slide_mpp, config, request.mpp) for prompt in prompts]
+    if request.region is not None:
+        x, y, width, height = request.region
+        region = judge(PromptSpec(box=(x, y, x + width, y + height)), frame, size).box
+        assert region is not None
+        views += _lattice(region, size, slide_mpp, config, request.mpp)
+    return list(dict.fromkeys(views))
+
+
+def _view_of(target: Target, size: tuple[int, int], slide_mpp: float, config: ModelConfig, mpp: float | None) -> View:
+    return plan_view(target, size, slide_mpp, side=config.image_size, point_mpp=config.point_mpp, mpp=mpp)
+
+
+def _lattice(
+    region: Box, size: tuple[int, int], slide_mpp: float, config: ModelConfig, mpp: float | None
+) -> Iterator[View]:
+    """The views of lone points anywhere in `region` of a slide of `size` (width, height)."""
+    k = nearest_step(config.point_mpp if mpp is None else mpp)
+    side = config.image_size
+    pitch = side / 2 * step_mpp(k) / slide_mpp
+    x0, y0, x1, y1 = max(region[0], 0.0), max(region[1], 0.0), min(region[2], size[0]), min(region[3], size[1])
+    columns = range(round(x0 / pitch), round(x1 / pitch) + 1)
+    rows = range(round(y0 / pitch), round(y1 / pitch) + 1)
+    if len(columns) * len(rows) > MAX_VIEWS:
+        raise InvalidNumber(f"the region means {len(columns) * len(rows)} views; at most {MAX_VIEWS} go in one request")
+    for row in rows:
+        for column in columns:
+            view = snapped_view((column * pitch, row * pitch), k, side, slide_mpp, lone_point=True)
+            if view.outside_fraction(*size) <= MAX_OUTSIDE:
+                yield view
