@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from wsisam_model.config import ModelConfig, PromptKind
 from wsisam_model.prompts import MASK_SIDE, Prompt
 from wsisam_service.errors import (
     EmptyPrompt,
@@ -63,6 +64,17 @@ class PromptSpec:
     mask: MaskSpec | None = None
     refine: str | None = None
     classification: Classification | None = None
+
+    def kinds(self) -> frozenset[PromptKind]:
+        """What models name as trained for."""
+        given: dict[PromptKind, object] = {"box": self.box, "points": self.points, "mask": self.mask}
+        return frozenset(kind for kind, value in given.items() if value)
+
+    def described(self) -> str:
+        """In words, without its numbers: "box, 2 points"."""
+        points = f"{len(self.points)} point" + ("s" if len(self.points) > 1 else "")
+        parts = {"box": self.box, points: self.points, "mask": self.mask, "correction": self.refine}
+        return ", ".join(name for name, given in parts.items() if given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,16 +213,18 @@ def judge(spec: PromptSpec, frame: RequestFrame, size: tuple[int, int]) -> Targe
 
 
 def plan_view(
-    target: Target, size: tuple[int, int], slide_mpp: float, *, side: int, point_mpp: float, mpp: float | None
+    target: Target, size: tuple[int, int], slide_mpp: float, config: ModelConfig, *, mpp: float | None
 ) -> View:
-    """The HR view of `target`, at the request's `mpp` where it is given. `point_mpp` is for points alone.
+    """The HR view of `target`, at the request's `mpp` where it is given, on a slide of `size` (width, height).
 
     Raises `PromptOutsideSlide` where nearly all of the view would lie beyond the slide.
     """
     extent = target.extent()
     assert extent is not None  # `judge` lets nothing else pass without a refine token, which has its own view
     points_alone = target.box is None and target.mask is None
-    view = view_for_extent(extent, side, slide_mpp, min_mpp=point_mpp if points_alone else None, mpp=mpp)
+    view = view_for_extent(
+        extent, config.image_size, slide_mpp, min_mpp=config.point_mpp if points_alone else None, mpp=mpp
+    )
     if view.outside_fraction(*size) > MAX_OUTSIDE:
         raise PromptOutsideSlide("nearly all of the view around the prompt lies outside the slide")
     return view

@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from wsisam_service.errors import ServiceError
-from wsisam_service.jobs import DEFAULT_ADAPTERS, CacheTier, Rle
-from wsisam_service.prompts import Frame, PromptSpec, Units
+import numpy as np
+
+from wsisam_service.errors import EmptyPrompt, ServiceError, TooManyPrompts, detail_of
+from wsisam_service.jobs import (
+    DEFAULT_ADAPTERS,
+    NO_ADAPTERS,
+    CacheTier,
+    DecodeJob,
+    DecodeResult,
+    Executor,
+    Rle,
+    Timings,
+)
+from wsisam_service.masks import geojson, rle
+from wsisam_service.offers import AdaptersOffer, ModelOffer, model_offer, option_warnings, prompt_warnings
+from wsisam_service.plans import Plan, Planner
+from wsisam_service.prompts import Frame, PromptSpec, Units, request_frame
+from wsisam_service.settings import Settings
+from wsisam_service.slide_views import SlideViews
+from wsisam_service.slides.catalogue import Slide
+from wsisam_service.tokens import RefineToken, TokenSigner
+from wsisam_service.views import View
 
 MaskFormat = Literal["rle", "geojson", "both"]
 Feature = Mapping[str, Any]
 """A GeoJSON Feature, ready to be written as JSON."""
-DEFAULT_SIMPLIFY = 0.5
+DEFAULT_SIMPLIFY = geojson.DEFAULT_SIMPLIFY
 MAX_PROMPTS = 256
+MAX_RETRIES = 2
+"""How often an object that reaches its view's border is decoded again, one step coarser each time."""
+CONCURRENT_READS = 8
+"""Views read from slides at once in this process; each holds some megabytes of decoded tiles."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,5 +144,181 @@ class EveryPromptFailed(ServiceError):
     """No prompt has an answer: the request's problem is that of the first one, `problems[0].error`."""
 
     def __init__(self, problems: Sequence[PromptProblem]) -> None:
-        super().__init__(str(problems[0].error))
+        super().__init__(detail_of(problems[0].error))
         self.problems = tuple(problems)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Call:
+    """What the stages of one request share. `adapters` is None for the frozen SAM."""
+
+    slide: Slide
+    request: SegmentRequest
+    offer: ModelOffer
+    adapters: AdaptersOffer | None
+    planner: Planner
+    views: SlideViews
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Decoded:
+    plan: Plan
+    result: DecodeResult
+
+
+class Segmenter:
+    """Answers segment requests with one executor. Safe for any number of requests at once, in one event loop."""
+
+    def __init__(self, executor: Executor, settings: Settings) -> None:
+        self._executor = executor
+        self._fingerprint_key = settings.fingerprint_key
+        self._signer = TokenSigner(settings.token_key, settings.refine_ttl_s)
+        self._reading = asyncio.Semaphore(CONCURRENT_READS)
+
+    def views(self, slide: Slide, offer: ModelOffer) -> SlideViews:
+        """The views of `slide` for a model, read under the same bound as those of all requests."""
+        return SlideViews(slide, offer.key_prefix, self._fingerprint_key, self._reading)
+
+    async def segment(self, slide: Slide, request: SegmentRequest, timings: Timings) -> SegmentAnswer:
+        """The answer to each prompt, in order. One that fails does not fail the others.
+
+        Raises `EveryPromptFailed`, `UnknownModel`, `FrameMismatch`, `TooManyPrompts`, `Overloaded` and other errors
+        of the whole request.
+        """
+        _check_count(request.prompts)
+        offer = await model_offer(self._executor, request.model)
+        call, warnings = self._call(slide, request, offer)
+        planned = await asyncio.to_thread(call.planner.plan_all, request.prompts)
+        plans = {i: plan for i, plan in enumerate(planned) if isinstance(plan, Plan)}
+        decoded = await self._decode(call, plans, timings)
+        failed = {i: error for i, error in enumerate(planned) if isinstance(error, Exception)}
+        started = time.perf_counter()
+        results = await asyncio.to_thread(self._answer_all, call, decoded | failed)
+        timings.span("mask", started, time.perf_counter())
+        problems = [result for result in results if isinstance(result, PromptProblem)]
+        if len(problems) == len(results):
+            raise EveryPromptFailed(problems)
+        kinds = {kind for plan in plans.values() for kind in plan.spec.kinds()}
+        warnings += prompt_warnings(offer, call.adapters, kinds)
+        used = None if call.adapters is None else AdaptersUsed(call.adapters.name, call.adapters.sha256)
+        return SegmentAnswer(offer.config.name, used, tuple(warnings), results)
+
+    def _call(self, slide: Slide, request: SegmentRequest, offer: ModelOffer) -> tuple[_Call, list[str]]:
+        adapters = offer.adapters_for(request.adapters)
+        slide_mpp, warnings = slide.slide_mpp(offer.config.default_mpp)
+        frame = request_frame(
+            (slide.width, slide.height),
+            slide.info.bounds,
+            slide_mpp,
+            units=request.units,
+            frame=request.frame,
+            image_size=request.image_size,
+        )
+        planner = Planner(slide, offer.config, slide_mpp, frame, request.mpp, self._signer)
+        options = option_warnings(offer, adapters, multimask=request.multimask, lr_mask=request.lr_mask)
+        call = _Call(slide, request, offer, adapters, planner, self.views(slide, offer))
+        return call, [*warnings, *options]
+
+    async def _decode(
+        self, call: _Call, plans: Mapping[int, Plan], timings: Timings
+    ) -> dict[int, _Decoded | Exception]:
+        """Every plan decoded, those again whose object does not fit their view; all of a round in one call."""
+        done: dict[int, _Decoded | Exception] = {}
+        waiting = dict(plans)
+        for retry in range(1 + MAX_RETRIES):
+            if not waiting:
+                break
+            jobs = await asyncio.to_thread(_jobs, call, list(waiting.values()))
+            results = await self._executor.decode(jobs, call.views.pixels, timings)
+            coarser: dict[int, Plan] = {}
+            for (index, plan), result in zip(waiting.items(), results, strict=True):
+                if isinstance(result, Exception):
+                    done[index] = result
+                    continue
+                done[index] = _Decoded(plan, result)
+                if retry < MAX_RETRIES and call.planner.fits_better_coarser(plan, result.touches):
+                    coarser[index] = replace(plan, view=plan.view.coarser())
+            waiting = coarser
+        return done
+
+    def _answer_all(
+        self, call: _Call, decoded: Mapping[int, _Decoded | Exception]
+    ) -> tuple[PromptAnswer | PromptProblem, ...]:
+        return tuple(self._result(call, spec, decoded[index]) for index, spec in enumerate(call.request.prompts))
+
+    def _result(self, call: _Call, spec: PromptSpec, one: _Decoded | Exception) -> PromptAnswer | PromptProblem:
+        if isinstance(one, Exception):
+            return PromptProblem(spec.id, one)
+        try:
+            return self._answer(call, one)
+        except Exception as error:  # a bug in one outline must not take the other prompts' answers along
+            return PromptProblem(spec.id, error)
+
+    def _answer(self, call: _Call, decoded: _Decoded) -> PromptAnswer:
+        plan, result, view = decoded.plan, decoded.result, decoded.plan.view
+        first = result.masks[0]
+        mask = rle.decode(first.mask)
+        area_um2 = float(np.count_nonzero(mask)) * view.mpp**2
+        token = RefineToken(result.refine_id, call.offer.config.name, call.slide.fingerprint, view)
+        ranked = tuple(RankedMask(one.mask, one.predicted_iou) for one in result.masks)
+        return PromptAnswer(
+            id=plan.spec.id,
+            mask=first.mask,
+            view=_rect(view),
+            bbox=call.planner.bbox(mask, view),
+            area_um2=area_um2,
+            predicted_iou=first.predicted_iou,
+            touches_edge=call.planner.is_cut(view, result.touches),
+            refine=self._signer.sign(token),
+            cache=CacheTiers(result.cache_hr, result.cache_lr),
+            geojson=_feature(call, plan, mask, area_um2, first.predicted_iou),
+            masks=ranked if call.request.multimask else None,
+            lr=None if result.lr_mask is None else LrAnswer(result.lr_mask, _rect(view.coarser())),
+        )
+
+
+def _check_count(prompts: Sequence[PromptSpec]) -> None:
+    if not prompts:
+        raise EmptyPrompt("a request has at least one prompt")
+    if len(prompts) > MAX_PROMPTS:
+        raise TooManyPrompts(f"a request has at most {MAX_PROMPTS} prompts")
+
+
+def _jobs(call: _Call, plans: Sequence[Plan]) -> list[DecodeJob]:
+    """Placing a mask on its view takes milliseconds, so this runs in a thread."""
+    return [_job(call, plan) for plan in plans]
+
+
+def _job(call: _Call, plan: Plan) -> DecodeJob:
+    frozen = call.adapters is None
+    return DecodeJob(
+        hr=call.views.key(plan.view),
+        lr=None if frozen else call.views.key(plan.view.coarser()),
+        prompt=plan.target.prompt(plan.view),
+        adapters=NO_ADAPTERS if frozen else DEFAULT_ADAPTERS,
+        multimask=call.request.multimask,
+        lr_mask=call.request.lr_mask and not frozen,
+        refine_from=None if plan.earlier is None else plan.earlier.refine_id,
+    )
+
+
+def _rect(view: View) -> ViewRect:
+    x, y = view.origin_level0
+    return ViewRect(x, y, view.size_level0, view.size_level0, view.mpp, (view.side, view.side))
+
+
+def _feature(call: _Call, plan: Plan, mask: rle.Mask, area_um2: float, predicted_iou: float) -> Feature | None:
+    if call.request.format == "rle":
+        return None
+    area = geojson.outline(mask, call.planner.placement(plan.view), call.request.simplify)
+    if area is None:
+        return None
+    metadata = {
+        "model": call.offer.config.name,
+        "adapters": NO_ADAPTERS if call.adapters is None else call.adapters.name,
+        "prompt": plan.spec.described(),
+        "mpp": f"{plan.view.mpp:g}",
+        "request": call.request.request_id,
+    }
+    measurements = {"Area µm²": area_um2, "Predicted IoU": predicted_iou}
+    return geojson.feature(area, classification=plan.classification, measurements=measurements, metadata=metadata)

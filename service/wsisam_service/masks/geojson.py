@@ -24,6 +24,8 @@ from wsisam_service.errors import InvalidRequest
 
 Mask = npt.NDArray[np.bool_]
 Area: TypeAlias = Polygon | MultiPolygon
+Classification: TypeAlias = str | dict[str, object] | None
+"""A class that QuPath reads."""
 
 DEFAULT_SIMPLIFY = 0.5
 """Tolerance of outlines, view pixels."""
@@ -83,7 +85,7 @@ def trace(mask: Mask) -> Area | None:
 def feature(
     area: Area,
     *,
-    classification: str | Mapping[str, object] | None,
+    classification: Classification,
     measurements: Mapping[str, float],
     metadata: Mapping[str, str],
 ) -> dict[str, Any]:
@@ -100,7 +102,7 @@ def feature_collection(members: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return {"type": "FeatureCollection", "features": list(members)}
 
 
-def checked_classification(value: str | Mapping[str, object] | None) -> str | dict[str, object] | None:
+def checked_classification(value: str | Mapping[str, object] | None) -> Classification:
     """A class that QuPath reads, None for none. A name without a colour gets the null colour that QuPath wants.
 
     Raises `InvalidRequest` for what would make QuPath refuse the whole answer.

@@ -1,0 +1,76 @@
+"""What an executor offers, as far as planning and answering need it, and what an answer should warn of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from wsisam_model.config import ModelConfig, model_config
+from wsisam_service.errors import UnknownModel
+from wsisam_service.jobs import DEFAULT_ADAPTERS, NO_ADAPTERS, Executor
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptersOffer:
+    """`prompts` are the kinds (box, points, mask) that the adapters were trained for."""
+
+    name: str
+    sha256: str
+    prompts: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOffer:
+    """A model that the executor runs. `adapters` is None where it has the frozen SAM only."""
+
+    config: ModelConfig
+    key_prefix: str
+    adapters: AdaptersOffer | None
+
+    def adapters_for(self, wanted: str) -> AdaptersOffer | None:
+        """The adapters that a request means, None for the frozen SAM. Raises `UnknownModel` for others."""
+        if wanted == NO_ADAPTERS:
+            return None
+        if wanted == DEFAULT_ADAPTERS or (self.adapters is not None and wanted == self.adapters.name):
+            return self.adapters
+        raise UnknownModel(f"adapters are {DEFAULT_ADAPTERS!r}, {NO_ADAPTERS!r} or the name that /v1/info gives")
+
+
+async def model_offer(executor: Executor, name: str | None) -> ModelOffer:
+    """The model called `name`, or the default one, which comes first. Raises `UnknownModel`."""
+    models: list[Mapping[str, Any]] = (await executor.info())["models"]
+    for facts in models:
+        if name is None or facts["name"] == name:
+            return ModelOffer(model_config(facts["name"]), facts["key_prefix"], _adapters(facts.get("adapters")))
+    raise UnknownModel(f"no such model here; there are {', '.join(facts['name'] for facts in models)}")
+
+
+def prompt_warnings(offer: ModelOffer, adapters: AdaptersOffer | None, kinds: Iterable[str]) -> list[str]:
+    """One warning for prompt kinds that neither the base nor the adapters were trained for."""
+    trained = offer.config.trained_prompts | (adapters.prompts if adapters else frozenset())
+    untrained = sorted(set(kinds) - trained)
+    if not untrained:
+        return []
+    return [
+        f"{offer.config.name} was trained for {' and '.join(sorted(trained))} prompts; "
+        f"answers to {' and '.join(untrained)} are not to be relied on."
+    ]
+
+
+def option_warnings(offer: ModelOffer, adapters: AdaptersOffer | None, *, multimask: bool, lr_mask: bool) -> list[str]:
+    """Options that were asked for and bring nothing here."""
+    warnings = []
+    if multimask and not offer.config.multimask:
+        warnings.append(f"multimask is of no use with {offer.config.name}: only its first mask was trained.")
+    if lr_mask and adapters is None:
+        warnings.append("There is no lr_mask without adapters: the frozen SAM looks at one view only.")
+    return warnings
+
+
+def _adapters(facts: Mapping[str, Any] | None) -> AdaptersOffer | None:
+    if facts is None:
+        return None
+    prompts = facts.get("prompts") or ()
+    kinds = prompts.replace(",", " ").split() if isinstance(prompts, str) else prompts
+    return AdaptersOffer(facts["name"], facts["sha256"], frozenset(kinds))

@@ -1,0 +1,94 @@
+"""Plans of a request: the view each prompt is decoded on, when a coarser one is worth a try, and where masks lie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from wsisam_model.config import ModelConfig
+from wsisam_service.errors import RefineExpired, ServiceError
+from wsisam_service.masks import rle
+from wsisam_service.masks.geojson import Classification, Placement, checked_classification
+from wsisam_service.prompts import PromptSpec, RequestFrame, Target, check_inside, judge, plan_view
+from wsisam_service.slides.catalogue import Slide
+from wsisam_service.tokens import RefineToken, TokenSigner
+from wsisam_service.views import MAX_OUTSIDE, Box, View
+
+Borders = tuple[bool, bool, bool, bool]
+"""Left, top, right, bottom."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """A judged prompt and the HR view to decode it on. `earlier` is the answer that it corrects."""
+
+    spec: PromptSpec
+    target: Target
+    view: View
+    classification: Classification
+    earlier: RefineToken | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Planner:
+    """The geometry of one request: a slide, a model, the pixel size in use, and the client's frame and wishes."""
+
+    slide: Slide
+    config: ModelConfig
+    slide_mpp: float
+    frame: RequestFrame
+    mpp: float | None
+    signer: TokenSigner
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.slide.width, self.slide.height
+
+    def plan_all(self, specs: Sequence[PromptSpec]) -> list[Plan | Exception]:
+        """A plan of each prompt, or what is wrong with it."""
+        plans: list[Plan | Exception] = []
+        for spec in specs:
+            try:
+                plans.append(self.plan(spec))
+            except ServiceError as error:
+                plans.append(error)
+        return plans
+
+    def plan(self, spec: PromptSpec) -> Plan:
+        """Raises what `judge` and `plan_view` raise, `RefineExpired`, and `InvalidRequest` for a bad class."""
+        classification = checked_classification(spec.classification)
+        target = judge(spec, self.frame, self.size)
+        if spec.refine is None:
+            view = plan_view(target, self.size, self.slide_mpp, self.config, mpp=self.mpp)
+            return Plan(spec, target, view, classification, None)
+        earlier = self.signer.verify(spec.refine)
+        if earlier.model != self.config.name or earlier.fingerprint != self.slide.fingerprint:
+            raise RefineExpired("the refine token is of another slide or model")
+        check_inside(target, earlier.view)
+        return Plan(spec, target, earlier.view, classification, earlier)
+
+    def is_cut(self, view: View, touches: Borders) -> bool:
+        """Whether a mask that touches these borders of `view` goes on: there is slide beyond one of them."""
+        return any(inner and there for inner, there in zip(view.inner_borders(*self.size), touches, strict=True))
+
+    def fits_better_coarser(self, plan: Plan, touches: Borders) -> bool:
+        """Whether to decode again on a wider view. A correction stays on its own, whose logits it continues."""
+        if plan.earlier is not None or not self.is_cut(plan.view, touches):
+            return False
+        return plan.view.coarser().outside_fraction(*self.size) <= MAX_OUTSIDE
+
+    def placement(self, view: View) -> Placement:
+        """From pixels of `view` to pixels of the client's frame."""
+        x, y = view.origin_level0
+        return Placement(view.scale, x - self.frame.x, y - self.frame.y)
+
+    def bbox(self, mask: rle.Mask, view: View) -> Box | None:
+        """The bounding box of a mask of `view` in pixels of the client's frame, None where it is empty."""
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        if rows.size == 0:
+            return None
+        corners = np.array([[columns[0], rows[0]], [columns[-1] + 1, rows[-1] + 1]], dtype=np.float64)
+        (x0, y0), (x1, y1) = self.placement(view)(corners).tolist()
+        return x0, y0, x1, y1
