@@ -35,7 +35,7 @@ class Attention(nn.Module):
 
 def split_heads(x: Tensor) -> Tensor:
     """(B, T, inner) -> (B, 8, T, inner / 8)."""
-    return x.reshape(*x.shape[:2], HEADS, -1).transpose(1, 2)
+    return x.reshape(*x.shape[:2], HEADS, x.shape[-1] // HEADS).transpose(1, 2)
 
 
 def join_heads(x: Tensor) -> Tensor:

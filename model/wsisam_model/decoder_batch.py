@@ -1,0 +1,249 @@
+"""Requests to a batch of tensors for the fast decoder, and its output back to requests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from wsisam_model.config import ModelConfig
+from wsisam_model.fast_decoder import (
+    Branch,
+    DecoderInputs,
+    DecoderOutput,
+    DecoderView,
+    FastDecoder,
+    Layout,
+    ViewTensors,
+)
+from wsisam_model.mask_decoder import MASKS
+from wsisam_model.preprocessing import Floats, lr_from_hr, to_model_frame
+from wsisam_model.prompt_tensors import check_prompt
+from wsisam_model.prompts import Prompt
+from wsisam_model.transformer import WIDTH
+
+Quality = Callable[[Floats, tuple[int, int]], Floats]
+"""Predicted IoU (n,) of fused low-resolution logits (n, 256, 256) on a view of this (height, width)."""
+
+_CORNER_KINDS = (2, 3)
+_PADDING_KIND = 4
+_FILLER_KIND = 5
+"""A slot of the batch without a token; masked wherever tokens are keys."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DecodeRequest:
+    """One prompt on one view, or on a pair of concentric views.
+
+    `frozen` asks the SAM without adapters, on the HR view alone. `multimask` gives three masks, best first. `lr_mask`
+    asks for the LR branch's own mask, `lr_sam` for its SAM logits alone (they cost a fifth of a decode).
+    """
+
+    hr: DecoderView
+    lr: DecoderView | None
+    prompt: Prompt
+    frozen: bool = False
+    multimask: bool = False
+    lr_mask: bool = False
+    lr_sam: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Decoded:
+    """A request's answer: low-resolution logits in the model frame, float32 (256, 256) each.
+
+    `logits` (n, 256, 256), best first in SAM's own order: one mask, or three with multimask; `predicted_iou` (n,) in
+    0..1. The SAM logits are the next mask prompt of their branch; the LR ones are there if they were asked for.
+    """
+
+    logits: Floats
+    predicted_iou: Floats
+    sam_logits_hr: Floats
+    sam_logits_lr: Floats | None
+    lr_logits: Floats | None
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderBatch:
+    """What `FastDecoder.forward` takes, and in `order` the request that each HR row belongs to."""
+
+    order: Sequence[int]
+    layout: Layout
+    inputs: DecoderInputs
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    view: DecoderView
+    prompt: Prompt
+    branch: Branch
+    frozen: bool
+
+    @property
+    def mask(self) -> npt.NDArray[np.float32] | None:
+        return self.prompt.mask_lr if self.branch == "lr" else self.prompt.mask_hr
+
+
+def collate(decoder: FastDecoder, requests: Sequence[DecodeRequest], config: ModelConfig) -> DecoderBatch:
+    """The batch of `requests`, one HR row each and a LR row where the adapters have a LR view. Raises `PromptError`."""
+    frozen_model = decoder.adapters is None
+    order = sorted(range(len(requests)), key=lambda index: _rank(requests[index], frozen_model))
+    ranks = [_rank(requests[index], frozen_model) for index in order]
+    layout = Layout(
+        frozen=ranks.count(0),
+        adapted=len(ranks) - ranks.count(0),
+        lr_masks=ranks.count(1),
+        lr_sam=ranks.count(2),
+        lr_tokens=ranks.count(3),
+        masks=MASKS if any(request.multimask for request in requests) else 1,
+    )
+    rows = [_Row(requests[i].hr, requests[i].prompt, "hr", rank == 0) for i, rank in zip(order, ranks, strict=True)]
+    for index, rank in zip(order, ranks, strict=True):
+        lr = requests[index].lr
+        if lr is not None and rank in (1, 2, 3):
+            rows.append(_Row(lr, requests[index].prompt, "lr", frozen=False))
+    for request in requests:
+        check_prompt(request.prompt)
+    tokens, key_mask = _tokens(decoder, rows, config)
+    adapted = rows[layout.frozen : len(order)]
+    inputs = DecoderInputs(
+        tokens,
+        key_mask,
+        views=_stack_views(rows),
+        dense=_dense(decoder, rows),
+        fused_hr=[decoder.fused(row.view, row.branch) for row in adapted],
+        fused_lr=[decoder.fused(row.view, row.branch) for row in rows[len(order) : len(order) + layout.lr_masks]],
+    )
+    return DecoderBatch(order, layout, inputs)
+
+
+def scatter(
+    batch: DecoderBatch, requests: Sequence[DecodeRequest], output: DecoderOutput, quality: Quality
+) -> list[Decoded]:
+    """Each request's answer, in the order of `requests`; `quality` predicts the IoU of fused masks."""
+    arrays = _Arrays(*(tensor.float().cpu().numpy() for tensor in output[:4]))
+    answers = {
+        index: _answer(row, requests[index], batch.layout, arrays, quality) for row, index in enumerate(batch.order)
+    }
+    return [answers[index] for index in range(len(requests))]
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrays:
+    """`DecoderOutput` as float32 arrays."""
+
+    token_logits: Floats
+    sam_masks: Floats
+    iou: Floats
+    lr_token_logits: Floats
+
+
+def _answer(row: int, request: DecodeRequest, layout: Layout, arrays: _Arrays, quality: Quality) -> Decoded:
+    """The answer to the request in HR row `row`."""
+    picked = _pick(arrays.iou[row], request.multimask)
+    sam = arrays.sam_masks[row, picked]
+    adapted = row - layout.frozen
+    if adapted < 0:
+        return Decoded(sam, arrays.iou[row, picked].clip(0, 1), sam[0], None, None)
+    logits = arrays.token_logits[adapted] + sam
+    sam_lr = lr_logits = None
+    if adapted < layout.lr_masks + layout.lr_sam:
+        lr_row = layout.frozen + layout.adapted + adapted
+        sam_lr = arrays.sam_masks[lr_row, _pick(arrays.iou[lr_row], request.multimask)[0]]
+        if adapted < layout.lr_masks:
+            lr_logits = arrays.lr_token_logits[adapted] + sam_lr
+    return Decoded(logits, quality(logits, request.hr.view_size), sam[0], sam_lr, lr_logits)
+
+
+def _pick(iou: Floats, multimask: bool) -> list[int]:
+    """Which of a row's SAM masks answer, best first by SAM's estimate; METHOD.md section 4."""
+    return [1 + int(mask) for mask in np.argsort(-iou[1:], kind="stable")] if multimask else [0]
+
+
+def _rank(request: DecodeRequest, frozen_model: bool) -> int:
+    """The request's place in the order of `Layout`."""
+    if request.frozen or frozen_model:
+        return 0
+    if request.lr is None:
+        return 4
+    if request.lr_mask:
+        return 1
+    return 2 if request.lr_sam else 3
+
+
+def _stack_views(rows: Sequence[_Row]) -> ViewTensors:
+    first = rows[0].view
+    if all(row.view is first for row in rows):
+        return ViewTensors(*(tensor.expand(len(rows), *tensor.shape) for tensor in first.tensors))
+    return ViewTensors(*(torch.stack(parts) for parts in zip(*(row.view.tensors for row in rows), strict=True)))
+
+
+def _dense(decoder: FastDecoder, rows: Sequence[_Row]) -> Tensor | None:
+    """What the rows' mask prompts add beyond the no-mask embedding, (R, 4096, 256); None if there are none."""
+    masked = [index for index, row in enumerate(rows) if row.mask is not None]
+    if not masked:
+        return None
+    encoder = decoder.network.prompt_encoder
+    position = decoder.position
+    masks = torch.as_tensor(np.stack([m for row in rows if (m := row.mask) is not None])[:, None]).to(position)
+    added = (encoder.dense(masks) - encoder.dense(None)).flatten(2).transpose(1, 2)
+    dense = position.new_zeros(len(rows), *position.shape)
+    dense[masked] = added
+    return dense
+
+
+def _tokens(decoder: FastDecoder, rows: Sequence[_Row], config: ModelConfig) -> tuple[Tensor, Tensor]:
+    """The rows' input tokens (R, T, 256), padded with zeros to the longest, and which of them are tokens (R, T)."""
+    network, position = decoder.network, decoder.position
+    coordinates, kinds = _pad([_sparse(row, config) for row in rows])
+    places = torch.as_tensor(coordinates).to(position)
+    kind = torch.as_tensor(kinds, device=position.device)
+    frozen = torch.tensor([row.frozen for row in rows], device=position.device)
+
+    encoder = network.prompt_encoder
+    table = encoder.kind_table()
+    trained = table if decoder.adapters is None else decoder.adapters.prompt.kind_table(table)
+    tables = torch.cat((torch.stack((trained, table)), table.new_zeros(2, 1, WIDTH)), dim=1)
+    encoded = encoder.pe_layer((places + 0.5) / config.image_size) * (kind < _PADDING_KIND).unsqueeze(-1)
+    sparse = encoded + tables[frozen.long().unsqueeze(1), kind]
+
+    own = network.mask_decoder.tokens(sparse[:, :0], None)
+    if decoder.adapters is None:
+        hf = own.new_zeros(len(rows), 1, WIDTH)
+    else:
+        learned = torch.cat((decoder.adapters.hr.hf_token.weight, decoder.adapters.lr.hf_token.weight))
+        branch = torch.tensor([int(row.branch == "lr") for row in rows], device=position.device)
+        hf = (learned[branch] * ~frozen.unsqueeze(-1)).unsqueeze(1)
+    real = torch.cat((own.new_ones(own.shape[:2]).bool(), ~frozen.unsqueeze(-1), kind != _FILLER_KIND), dim=1)
+    return torch.cat((own, hf, sparse), dim=1), real
+
+
+def _sparse(row: _Row, config: ModelConfig) -> tuple[Floats, list[int]]:
+    """A row's prompt tokens: places (N, 2) in the model frame and kinds, rows of `PromptEncoder.kind_table`."""
+    prompt = row.prompt
+    places = [*prompt.points]
+    kinds = [int(label) for label in prompt.labels]
+    if prompt.box is not None:
+        places += [prompt.box[:2], prompt.box[2:]]
+        kinds += _CORNER_KINDS
+    elif prompt.points:
+        places.append((0.0, 0.0))
+        kinds.append(_PADDING_KIND)
+    xy = np.array(places, np.float32).reshape(-1, 2)
+    if row.branch == "lr":
+        xy = lr_from_hr(xy, row.view.view_size)
+    return to_model_frame(xy, row.view.view_size, config), kinds
+
+
+def _pad(prompts: Sequence[tuple[Floats, list[int]]]) -> tuple[Floats, npt.NDArray[np.int64]]:
+    longest = max(len(kinds) for _, kinds in prompts)
+    coordinates = np.zeros((len(prompts), longest, 2), np.float32)
+    kinds = np.full((len(prompts), longest), _FILLER_KIND, np.int64)
+    for row, (places, its_kinds) in enumerate(prompts):
+        coordinates[row, : len(places)] = places
+        kinds[row, : len(its_kinds)] = its_kinds
+    return coordinates, kinds

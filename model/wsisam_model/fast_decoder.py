@@ -1,0 +1,298 @@
+"""The dual decoder as it is served: METHOD.md section 6, rewrites (a) to (e), equal to `network` in exact arithmetic.
+
+Three steps, so that another engine can take the middle one: `decoder_batch.collate` makes tensors of requests,
+`FastDecoder.forward` turns tensors into tensors, `decoder_batch.scatter` gives each request its part.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wsisam_model.adapters import Adapter, Adapters
+from wsisam_model.mask_decoder import FEATURES, HF_ROW, IOU_ROW, MaskDecoder
+from wsisam_model.network import WsiSam
+from wsisam_model.prompt_encoder import GRID
+from wsisam_model.prompts import MASK_SIDE
+from wsisam_model.short_attention import image_to_token_logits, scaled_queries, tokens_to_image, update_image
+from wsisam_model.transformer import WIDTH, Attention, TwoWayBlock, join_heads, split_heads
+
+Branch = Literal["hr", "lr"]
+
+
+class ViewTensors(NamedTuple):
+    """What the transformer needs of a view; with a leading axis R, of the rows of a batch.
+
+    The image positions K that enter layer 0, (4096, 256), with the no-mask embedding; and the image's side of that
+    layer's attentions: `key` (8, 16, 4096) and `value` (8, 4096, 16) for the tokens that ask, `query` (8, 16, 4096)
+    for the image that asks.
+    """
+
+    positions: Tensor
+    key: Tensor
+    value: Tensor
+    query: Tensor
+
+
+class DecoderView:
+    """A view made ready for decoding, on the decoder's device; a branch's fused map F is made when first asked for.
+
+    `view_size` is (height, width) of the view in pixels. The F's belong to the adapters of the decoder that made it.
+    """
+
+    def __init__(self, tensors: ViewTensors, early: Tensor, view_size: tuple[int, int]) -> None:
+        self.tensors = tensors
+        self.early = early
+        self.view_size = view_size
+        self.fused: dict[Branch, Tensor] = {}
+        """F (32, 65536) of this view in the branches that asked for it."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held now; grows when an F is made."""
+        return sum(tensor.nbytes for tensor in (*self.tensors, self.early, *self.fused.values()))
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How many rows of a batch are what, in the order they come in.
+
+    First the HR rows: `frozen` without adapters, `adapted` with. Then the LR rows of the first of those adapted:
+    `lr_masks` whose mask is wanted, `lr_sam` whose SAM logits are, `lr_tokens` that only give their token.
+    `masks` is how many SAM masks a row yields: 1, or 4 if any request wants several.
+    """
+
+    frozen: int
+    adapted: int
+    lr_masks: int
+    lr_sam: int
+    lr_tokens: int
+    masks: int
+
+    @property
+    def mask_rows(self) -> int:
+        """Rows, from the first, whose SAM masks are formed."""
+        return self.frozen + self.adapted + self.lr_masks + self.lr_sam
+
+
+class DecoderInputs(NamedTuple):
+    """The tensors of a batch of R rows, in the order of its `Layout`."""
+
+    tokens: Tensor
+    """Input tokens (R, T, 256), padded to the longest row with anything finite."""
+    key_mask: Tensor
+    """(R, T), false where a row has no token."""
+    views: ViewTensors
+    """Each row's view."""
+    dense: Tensor | None
+    """(R, 4096, 256): what a row's mask prompt adds beyond the no-mask embedding; None if no row has one."""
+    fused_hr: Sequence[Tensor]
+    """F (32, 65536) of each adapted HR row."""
+    fused_lr: Sequence[Tensor]
+    """F of each LR row whose mask is wanted."""
+
+
+class DecoderOutput(NamedTuple):
+    """Low-resolution logits of a batch, rows in the order of its `Layout`."""
+
+    token_logits: Tensor
+    """<t, G_H> (adapted, 256, 256): the adapters' part, to which SAM's mask is added."""
+    sam_masks: Tensor
+    """Z_i (mask_rows, masks, 256, 256)."""
+    iou: Tensor
+    """SAM's estimates for its masks (mask_rows, 4)."""
+    lr_token_logits: Tensor
+    """<t, G_L> (lr_masks, 256, 256)."""
+    tokens: Tensor
+    """The fused tokens t (adapted, 32)."""
+
+
+class FastDecoder(nn.Module):
+    """Decodes any mixture of rows in one pass. Shares the parameters of `network` and `adapters`; trainable through."""
+
+    def __init__(self, network: WsiSam, adapters: Adapters | None) -> None:
+        super().__init__()
+        self.network = network
+        self.adapters = adapters
+        with torch.no_grad():
+            position = network.prompt_encoder.pe_layer.grid().flatten(1).T.contiguous()
+        self.register_buffer("position", position, persistent=False)
+        self.position: Tensor
+
+    def prepare(self, embedding: Tensor, early: Tensor, view_size: tuple[int, int]) -> DecoderView:
+        """Make a view of E (256, 64, 64) and X (C, 64, 64) ready: layer 0's projections of the image (6a)."""
+        first = self._block(0)
+        K = embedding.flatten(1).T.contiguous() + self.network.prompt_encoder.no_mask_embed.weight
+        asked, asking = first.cross_attn_token_to_image, first.cross_attn_image_to_token
+        key, value = _heads(asked.k_proj(K + self.position)), _heads(asked.v_proj(K))
+        query = _heads(asking.q_proj(K + self.position))
+        tensors = ViewTensors(
+            K, key.transpose(1, 2).contiguous(), value.contiguous(), query.transpose(1, 2).contiguous()
+        )
+        return DecoderView(tensors, early, view_size)
+
+    def fused(self, view: DecoderView, branch: Branch) -> Tensor:
+        """F (32, 65536) of the view under one branch's adapter, made once."""
+        assert self.adapters is not None
+        if branch not in view.fused:
+            adapter = self.adapters.hr if branch == "hr" else self.adapters.lr
+            embedding = view.tensors.positions - self.network.prompt_encoder.no_mask_embed.weight
+            early = view.early.to(embedding)[None]
+            fused = adapter.fuse(embedding.T.reshape(1, WIDTH, GRID, GRID), early)
+            view.fused[branch] = fused.reshape(FEATURES, MASK_SIDE * MASK_SIDE)
+        return view.fused[branch]
+
+    def forward(self, layout: Layout, inputs: DecoderInputs) -> DecoderOutput:
+        """Decode the rows of a batch."""
+        tokens, key_mask, views, dense, fused_hr, fused_lr = inputs
+        Q, K = self._two_layers(tokens, key_mask, views, dense)
+        read, hf = self._last_look(layout, Q, tokens, K)
+        decoder = self.network.mask_decoder
+        iou = decoder.predicted_iou(read[:, IOU_ROW])
+        upscaled = _upscale(decoder, K[: layout.mask_rows])
+        weights = decoder.mask_weights(read[:, 1 : 1 + layout.masks], range(layout.masks))
+        sam_masks = _to_grid(upscaled @ weights.transpose(1, 2)).permute(0, 3, 1, 2)
+        if self.adapters is None:
+            empty = sam_masks.new_zeros(0, MASK_SIDE, MASK_SIDE)
+            return DecoderOutput(empty, sam_masks, iou, empty, sam_masks.new_zeros(0, FEATURES))
+        t = self._fused_tokens(layout, hf)
+        hr_end = layout.frozen + layout.adapted
+        u_hr, u_lr = upscaled[layout.frozen : hr_end], upscaled[hr_end : hr_end + layout.lr_masks]
+        token_logits = _token_logits(self.adapters.hr, t, u_hr, fused_hr)
+        lr_token_logits = _token_logits(self.adapters.lr, t[: layout.lr_masks], u_lr, fused_lr)
+        return DecoderOutput(token_logits, sam_masks, iou, lr_token_logits, t)
+
+    def _block(self, index: int) -> TwoWayBlock:
+        block = self.network.mask_decoder.transformer.layers[index]
+        assert isinstance(block, TwoWayBlock)
+        return block
+
+    def _two_layers(
+        self, Q0: Tensor, key_mask: Tensor, views: ViewTensors, dense: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens and image positions after both layers. Four attentions have tokens as keys and need the mask (6d)."""
+        first, second = self._block(0), self._block(1)
+        self_mask = key_mask[:, None, None, :]
+        K, key, value, query = _with_dense(first, views, dense)
+
+        Q = first.self_attend(Q0, Q0, self_mask)
+        weights = (scaled_queries(first.cross_attn_token_to_image, Q + Q0) @ key).softmax(dim=-1)
+        Q = first.norm2(Q + first.cross_attn_token_to_image.out_proj(join_heads(weights @ value)))
+        Q = first.norm3(Q + first.mlp(Q))
+        asking = first.cross_attn_image_to_token
+        logits = _scaled_keys(asking, Q + Q0) @ query
+        K = first.norm4(update_image(asking, K, logits, Q, key_mask))
+
+        Q = second.self_attend(Q, Q0, self_mask)
+        positioned = K + self.position
+        Q = second.norm2(Q + tokens_to_image(second.cross_attn_token_to_image, Q + Q0, positioned, K))
+        Q = second.norm3(Q + second.mlp(Q))
+        asking = second.cross_attn_image_to_token
+        logits = image_to_token_logits(asking, positioned, Q + Q0)
+        return Q, second.norm4(update_image(asking, K, logits, Q, key_mask))
+
+    def _last_look(self, layout: Layout, Q: Tensor, Q0: Tensor, K: Tensor) -> tuple[Tensor, Tensor]:
+        """The final attention for the tokens that are read: IoU, masks and HF of the mask rows, HF of the others.
+
+        Returns the mask rows' tokens (mask_rows, 2 + masks, 256) and every row's HF token (R, 256).
+        """
+        count = layout.mask_rows
+        rows = [IOU_ROW, *range(1, 1 + layout.masks), HF_ROW]
+        read = self._final(Q[:count, rows], Q0[:count, rows], K[:count])
+        rest = self._final(Q[count:, HF_ROW : HF_ROW + 1], Q0[count:, HF_ROW : HF_ROW + 1], K[count:])
+        return read, torch.cat((read[:, -1], rest[:, 0]))
+
+    def _final(self, Q: Tensor, Q0: Tensor, K: Tensor) -> Tensor:
+        transformer = self.network.mask_decoder.transformer
+        attended = tokens_to_image(transformer.final_attn_token_to_image, Q + Q0, K + self.position, K)
+        normed: Tensor = transformer.norm_final_attn(Q + attended)
+        return normed
+
+    def _fused_tokens(self, layout: Layout, hf: Tensor) -> Tensor:
+        """t (adapted, 32): the HR rows' updated tokens, plus those of their LR rows where they have one."""
+        assert self.adapters is not None
+        hr_end = layout.frozen + layout.adapted
+        t_hr = self.adapters.hr.token(hf[layout.frozen : hr_end])
+        t_lr = self.adapters.lr.token(hf[hr_end:])
+        return torch.cat((t_hr[: len(t_lr)] + t_lr, t_hr[len(t_lr) :]))
+
+
+def _heads(x: Tensor) -> Tensor:
+    """(4096, 128) -> (8, 4096, 16)."""
+    return split_heads(x[None])[0]
+
+
+def _scaled_keys(attention: Attention, tokens: Tensor) -> Tensor:
+    keys = split_heads(attention.k_proj(tokens))
+    return keys / math.sqrt(keys.shape[-1])
+
+
+def _with_dense(first: TwoWayBlock, views: ViewTensors, dense: Tensor | None) -> ViewTensors:
+    """The rows' views with their mask prompts added; layer 0 is linear in them."""
+    if dense is None:
+        return views
+    asked, asking = first.cross_attn_token_to_image, first.cross_attn_image_to_token
+    return ViewTensors(
+        views.positions + dense,
+        views.key + split_heads(F.linear(dense, asked.k_proj.weight)).transpose(2, 3),
+        views.value + split_heads(F.linear(dense, asked.v_proj.weight)),
+        views.query + split_heads(F.linear(dense, asking.q_proj.weight)).transpose(2, 3),
+    )
+
+
+def _upscale(decoder: MaskDecoder, K: Tensor) -> Tensor:
+    """u (R, 65536, 32) of K (R, 4096, 256), in the order of `_to_grid`.
+
+    Transposed 2x2 convolutions of stride 2 do not overlap: each is a product of every position with its four cells.
+    """
+    expand, norm, activate, expand_again, _ = decoder.output_upscaling
+    assert isinstance(expand, nn.ConvTranspose2d)
+    assert isinstance(expand_again, nn.ConvTranspose2d)
+    assert isinstance(norm, nn.LayerNorm)
+    half = F.layer_norm(_expand_cells(expand, K), norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+    u: Tensor = activate(_expand_cells(expand_again, activate(half)))
+    return u
+
+
+def _expand_cells(convolution: nn.ConvTranspose2d, x: Tensor) -> Tensor:
+    """(R, n, in) -> (R, 4n, out): each position's cells (0,0), (0,1), (1,0), (1,1) one after the other."""
+    weight = convolution.weight.permute(0, 2, 3, 1).flatten(1)
+    assert convolution.bias is not None
+    cells: Tensor = x @ weight + convolution.bias.repeat(4)
+    return cells.reshape(len(x), 4 * x.shape[1], -1)
+
+
+def _to_grid(x: Tensor) -> Tensor:
+    """(R, 65536, channels), ordered by position, cell and cell's cell, as a map (R, 256, 256, channels)."""
+    cells = x.reshape(len(x), GRID, GRID, 2, 2, 2, 2, -1)
+    return cells.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(len(x), MASK_SIDE, MASK_SIDE, -1)
+
+
+def _token_logits(adapter: Adapter, t: Tensor, upscaled: Tensor, fused: Sequence[Tensor]) -> Tensor:
+    """<t, G> (R, 256, 256) without forming G: the last convolution is collapsed with the token (6b)."""
+    if not len(t):
+        return t.new_zeros(0, MASK_SIDE, MASK_SIDE)
+    first, norm, activate, last = adapter.embedding_maskfeature
+    assert isinstance(norm, nn.LayerNorm)
+    assert isinstance(last, nn.Conv2d)
+    assert last.bias is not None
+    features = first(_to_grid(upscaled).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    features = activate(F.layer_norm(features, norm.normalized_shape, norm.weight, norm.bias, norm.eps))
+    kernels = torch.einsum("rk,kcyx->ryxc", t, last.weight).flatten(1, 2)
+    taps = (kernels @ features.flatten(1, 2).transpose(1, 2)).reshape(len(t), 3, 3, MASK_SIDE, MASK_SIDE)
+    image = torch.stack([token @ F_view for token, F_view in zip(t, fused, strict=True)])
+    return image.reshape(-1, MASK_SIDE, MASK_SIDE) + _add_taps(taps) + (t @ last.bias)[:, None, None]
+
+
+def _add_taps(taps: Tensor) -> Tensor:
+    """A 3x3 convolution's nine products (R, 3, 3, H, W), each at its own pixel, summed where they belong: (R, H, W)."""
+    height, width = taps.shape[-2:]
+    padded = F.pad(taps, (1, 1, 1, 1))
+    shifted = [padded[:, y, x, y : y + height, x : x + width] for y in range(3) for x in range(3)]
+    return torch.stack(shifted).sum(dim=0)
