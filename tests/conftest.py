@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pytest
+
+from wsisam_service.slides.write import write_pyramid
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -16,3 +21,30 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the folder shared/ beside the checkout (golden vectors, real slides)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tissue() -> npt.NDArray[np.uint8]:
+    """Colon glands, IHC, uint8 (512, 512, 3), about 0.5 µm per pixel: real tissue that comes with scikit-image."""
+    import skimage.data
+
+    return np.asarray(skimage.data.immunohistochemistry(), np.uint8)
+
+
+@pytest.fixture
+def make_slide(tmp_path: Path, tissue: npt.NDArray[np.uint8]) -> Callable[..., Path]:
+    """Writes a pyramidal slide into a folder of its own: `make_slide(name, image, mpp, levels)`."""
+    folder = tmp_path / "slides"
+
+    def make(
+        name: str = "tissue.ome.tif",
+        image: npt.NDArray[np.uint8] | None = None,
+        mpp: float | None = 0.5,
+        levels: int | None = None,
+    ) -> Path:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_pyramid(path, tissue if image is None else image, mpp, levels)
+        return path
+
+    return make

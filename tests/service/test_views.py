@@ -26,6 +26,7 @@ SIDES = st.sampled_from([256, 1024])
 MPPS = st.floats(0.05, 20.0)
 STEPS = st.integers(FINEST_STEP, 8)
 POSITIONS = st.floats(-50.0, 200_000.0)
+POINTS = st.tuples(POSITIONS, POSITIONS)
 UNIT = st.floats(0.0, 1.0)
 
 
@@ -35,18 +36,18 @@ def extents(draw: st.DrawFn) -> tuple[float, float, float, float]:
     return x, y, x + draw(st.floats(0.01, 40_000.0)), y + draw(st.floats(0.01, 40_000.0))
 
 
-@given(side=SIDES, mpp=MPPS, k=STEPS, x=POSITIONS, y=POSITIONS, lone=st.booleans())
+@given(side=SIDES, mpp=MPPS, k=STEPS, point=POINTS, lone=st.booleans())
 def test_centres_are_whole_units_on_the_grid_of_their_step(
-    side: int, mpp: float, k: int, x: float, y: float, lone: bool
+    side: int, mpp: float, k: int, point: tuple[float, float], lone: bool
 ) -> None:
-    view = snapped_view((x, y), k, side, mpp, lone_point=lone)
+    view = snapped_view(point, k, side, mpp, lone_point=lone)
     pitch_units = 2 ** (k - FINEST_STEP) * (2 if lone else 1)
     assert isinstance(view.cx, int)
     assert view.cx % pitch_units == 0
     assert view.cy % pitch_units == 0
     pitch_level0 = side / (2 if lone else 4) * view.scale
-    assert abs(view.centre_level0[0] - x) <= pitch_level0 / 2 * (1 + 1e-9)
-    assert abs(view.centre_level0[1] - y) <= pitch_level0 / 2 * (1 + 1e-9)
+    assert abs(view.centre_level0[0] - point[0]) <= pitch_level0 / 2 * (1 + 1e-9)
+    assert abs(view.centre_level0[1] - point[1]) <= pitch_level0 / 2 * (1 + 1e-9)
 
 
 @given(side=SIDES, mpp=MPPS, extent=extents())
@@ -99,13 +100,13 @@ def test_lr_view_is_concentric_and_twice_as_wide(side: int, mpp: float, k: int, 
     assert lr.size_level0 == pytest.approx(2 * hr.size_level0)
 
 
-@given(side=SIDES, mpp=MPPS, k=STEPS, x=POSITIONS, y=POSITIONS, u=UNIT, v=UNIT)
+@given(side=SIDES, mpp=MPPS, k=STEPS, point=POINTS, within=st.tuples(UNIT, UNIT))
 def test_index_and_edge_frames_invert_each_other(
-    side: int, mpp: float, k: int, x: float, y: float, u: float, v: float
+    side: int, mpp: float, k: int, point: tuple[float, float], within: tuple[float, float]
 ) -> None:
-    view = snapped_view((x, y), k, side, mpp, lone_point=False)
-    index = view.index_from_level0(*view.level0_from_edge(u * side, v * side))
-    assert index == pytest.approx((u * side - 0.5, v * side - 0.5), abs=1e-4)
+    view = snapped_view(point, k, side, mpp, lone_point=False)
+    u, v = (side * part for part in within)
+    assert view.index_from_level0(*view.level0_from_edge(u, v)) == pytest.approx((u - 0.5, v - 0.5), abs=1e-4)
 
 
 def test_first_pixels_centre_has_index_zero() -> None:

@@ -15,6 +15,8 @@ from wsisam_service.slides.tiles import TileCache
 MAX_PICTURE_PIXELS = 20_000_000
 """A picture is decoded as a whole; this many pixels fit the tile cache of default size."""
 
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # the bound here is the tighter one
+
 _UNREADABLE = "The picture cannot be decoded."
 
 
@@ -44,9 +46,7 @@ class PictureReader(SlideReader):
 
     def _open(self) -> Image.Image:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound here is the tighter one
-                return Image.open(stream(self._source), formats=("PNG", "JPEG"))
+            return Image.open(stream(self._source), formats=("PNG", "JPEG"))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise UnreadableSlide(_UNREADABLE) from error
 

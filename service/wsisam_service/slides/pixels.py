@@ -113,12 +113,12 @@ def _read_reduced(
 
 
 def _resample(pixels: RgbImage, rectangle: Rectangle, size: tuple[int, int]) -> RgbImage:
-    """`rectangle` of `pixels` as an image of `size`.
+    """`rectangle` of `pixels` as an image of `size`, antialiased.
 
-    Shrinking uses Pillow's Hamming window, which lies between area and bicubic averages (docs/ARCHITECTURE.md);
-    enlarging is bicubic.
+    Where much is averaged, Pillow's Hamming window comes closest to area and bicubic means alike. Near full
+    resolution it would snap to whole pixels; there bicubic keeps positions.
     """
     x, y, width, height = rectangle
-    shrinks = width >= size[0] and height >= size[1]
-    kernel = Image.Resampling.HAMMING if shrinks else Image.Resampling.BICUBIC
+    averages = width >= KEPT_DETAIL * size[0] and height >= KEPT_DETAIL * size[1]
+    kernel = Image.Resampling.HAMMING if averages else Image.Resampling.BICUBIC
     return np.asarray(Image.fromarray(pixels).resize(size, kernel, box=(x, y, x + width, y + height)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import re
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -29,12 +30,14 @@ from wsisam_service.slides.source import ByteSource, stream
 from wsisam_service.slides.tiles import TileCache
 
 logging.getLogger("tifffile").disabled = True  # its warnings quote the file; what matters here raises
+warnings.filterwarnings("ignore", message=".*metadata parsing only partially implemented", module="tiffslide")
 
 _BROKEN = "The slide's file is damaged or not a TIFF that this service reads."
 _ENDS_EARLY = "The slide's file ends early: a part of its image is missing."
 _FLUORESCENCE = "The slide is a fluorescence image; this service outlines objects in brightfield slides."
 _NOT_RGB = "The slide is not 8-bit RGB; this service outlines objects in brightfield slides."
 
+_UM_PER_UNIT = {"nm": 1e-3, "µm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
 _NDPI_FILTER_SET, _NDPI_EMISSION_WAVELENGTH = 65434, 65451
 _JPEG_COMPRESSIONS = (6, 7, 33007, 34892)
 _APERIO_J2K_YCBCR = 33003
@@ -49,14 +52,14 @@ class TiffReader(SlideReader):
 
     def __init__(self, source: ByteSource, tiles: TileCache) -> None:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                slide = _LevelFrameSlide(stream(source))
-                properties = slide.properties
-                series = slide.ts_tifffile.series[properties["tiffslide.series-index"]]
-                _require_brightfield(slide.ts_tifffile, series, properties)
-                self.info = _slide_info(slide, properties)
-                self._pixels = _pixels_of(slide, series, source, tiles)
+            slide = _LevelFrameSlide(stream(source))
+            properties = slide.properties
+            series = slide.ts_tifffile.series[properties["tiffslide.series-index"]]
+            _require_brightfield(slide.ts_tifffile, series, properties)
+            self.info = _slide_info(
+                slide, properties, _ome_mpp(slide.ts_tifffile, properties["tiffslide.series-index"])
+            )
+            self._pixels = _pixels_of(slide, series, source, tiles)
         except ServiceError:
             raise
         except Exception as error:  # tifffile and tiffslide raise whatever a damaged file leads them to
@@ -220,17 +223,31 @@ def _says_fluorescence(tiff: tifffile.TiffFile, page: tifffile.TiffPage, propert
     return str(properties.get("leica.illumination-source", "")).lower() == "fluorescence"
 
 
-def _slide_info(slide: TiffSlide, properties: Mapping[str, Any]) -> SlideInfo:
+def _slide_info(slide: TiffSlide, properties: Mapping[str, Any], ome_mpp: float | None) -> SlideInfo:
     vendor = properties.get("tiffslide.vendor")
     sizes = [float(v) for v in (properties.get(f"tiffslide.mpp-{axis}") for axis in "xy") if v]
     power = properties.get("tiffslide.objective-power")
     return SlideInfo(
         levels=tuple(_level(size, slide.dimensions, scanned=vendor is not None) for size in slide.level_dimensions),
-        mpp=sum(sizes) / len(sizes) if sizes else None,
+        mpp=ome_mpp or (sum(sizes) / len(sizes) if sizes else None),
         bounds=_bounds(properties),
         vendor=vendor,
         objective_power=float(power) if power else None,
     )
+
+
+def _ome_mpp(tiff: tifffile.TiffFile, series_index: int) -> float | None:
+    """µm per pixel in the OME-XML of the series, mean of x and y; tiffslide looks at the resolution tags only."""
+    pixels = re.findall(r"<(?:\w+:)?Pixels\b[^>]*>", tiff.ome_metadata or "")
+    if series_index >= len(pixels):
+        return None
+    attributes = dict(re.findall(r'(\w+)="([^"]*)"', pixels[series_index]))
+    sizes = [
+        float(attributes[f"PhysicalSize{axis}"]) * _UM_PER_UNIT[attributes.get(f"PhysicalSize{axis}Unit", "µm")]
+        for axis in "XY"
+        if f"PhysicalSize{axis}" in attributes and attributes.get(f"PhysicalSize{axis}Unit", "µm") in _UM_PER_UNIT
+    ]
+    return sum(sizes) / len(sizes) if sizes else None
 
 
 def _level(size: tuple[int, int], size0: tuple[int, int], *, scanned: bool) -> Level:

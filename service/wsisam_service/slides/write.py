@@ -25,6 +25,7 @@ def write_pyramid(path: Path, image: npt.NDArray[np.uint8], mpp: float | None, l
         pyramid.append(np.asarray(cv2.resize(pyramid[-1], (width, height), interpolation=cv2.INTER_AREA), np.uint8))
     sizes = {} if mpp is None else {"PhysicalSizeX": mpp, "PhysicalSizeY": mpp}
     units = {} if mpp is None else {"PhysicalSizeXUnit": "µm", "PhysicalSizeYUnit": "µm"}
+    per_cm = None if mpp is None else (1e4 / mpp, 1e4 / mpp)  # some software reads the tags, some the OME-XML
     with tifffile.TiffWriter(path, ome=True) as tiff:
         for number, level in enumerate(pyramid):
             tiff.write(
@@ -34,5 +35,7 @@ def write_pyramid(path: Path, image: npt.NDArray[np.uint8], mpp: float | None, l
                 tile=(TILE_SIDE, TILE_SIDE),
                 photometric="rgb",
                 compression="zlib",
+                resolution=per_cm if number == 0 else None,
+                resolutionunit="CENTIMETER" if per_cm and number == 0 else None,
                 metadata={"axes": "YXS", **sizes, **units} if number == 0 else None,
             )

@@ -1,0 +1,330 @@
+"""The catalogue: ids that last, files that come, change and go, and nothing from outside the roots."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from wsisam_service.errors import InvalidRequest, NotBrightfield, UnknownSlide, UnreadableSlide
+from wsisam_service.slides import catalogue as catalogue_module
+from wsisam_service.slides.catalogue import PROBLEM_S, RESCAN_S, Catalogue, Slide
+from wsisam_service.slides.reader import SlideReader, open_slide
+
+MakeSlide = Callable[..., Path]
+
+
+class Clock:
+    """Seconds that pass when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def pass_seconds(self, seconds: float = RESCAN_S + 1) -> None:
+        self.now += seconds
+
+
+def only(catalogue: Catalogue) -> Slide:
+    (listed,) = catalogue.list().slides
+    assert listed.slide is not None
+    return listed.slide
+
+
+def test_ids_are_opaque_and_the_same_after_restart_and_on_another_gateway(
+    make_slide: MakeSlide, tmp_path: Path
+) -> None:
+    root = make_slide("case 7/Meier Anna.ome.tif").parent.parent
+    slide = only(Catalogue([str(root)]))
+    assert re.fullmatch("[a-z2-7]{20}", slide.id)
+    assert slide.name == "Meier Anna.ome.tif"
+    elsewhere = tmp_path / "other mount" / root.name
+    shutil.copytree(root, elsewhere)
+    assert only(Catalogue([str(elsewhere)])).id == slide.id
+
+
+def test_same_path_in_two_roots_of_one_name_gives_two_ids(make_slide: MakeSlide, tmp_path: Path) -> None:
+    root = make_slide().parent
+    shutil.copytree(root, tmp_path / "b" / root.name)
+    ids = {listed.id for listed in Catalogue([str(root), str(tmp_path / "b" / root.name)]).list().slides}
+    assert len(ids) == 2
+
+
+def test_single_file_is_a_root_with_the_id_that_its_folder_gives_it(make_slide: MakeSlide) -> None:
+    path = make_slide()
+    make_slide("other.ome.tif")
+    alone = only(Catalogue([str(path)]))
+    assert alone.name == path.name
+    assert alone.id in {listed.id for listed in Catalogue([str(path.parent)]).list().slides}
+
+
+def test_fingerprint_is_the_one_a_script_can_compute(make_slide: MakeSlide, shared: Path) -> None:
+    small = make_slide(levels=1, image=np.full((64, 64, 3), 9, np.uint8))
+    large = shared / "data/slides/tcga-cr-7395-01a-01-ts1.svs"
+    for path in (small, large):
+        data = path.read_bytes()
+        ends = data[: 1 << 20] + data[-(1 << 20) :]
+        expected = hashlib.sha256(str(len(data)).encode() + b"\n" + ends).hexdigest()
+        assert only(Catalogue([str(path)])).fingerprint == expected
+
+
+def test_renamed_slide_keeps_its_fingerprint_and_gets_another_id(make_slide: MakeSlide) -> None:
+    path = make_slide()
+    before = only(Catalogue([str(path.parent)]))
+    path.rename(path.with_name("renamed.ome.tif"))
+    after = only(Catalogue([str(path.parent)]))
+    assert (after.fingerprint, after.id == before.id) == (before.fingerprint, False)
+
+
+def test_new_files_appear_and_removed_ones_go(make_slide: MakeSlide) -> None:
+    clock = Clock()
+    first = make_slide()
+    catalogue = Catalogue([str(first.parent)], clock=clock)
+    known = only(catalogue)
+    second = make_slide("zebra.ome.tif")
+    clock.pass_seconds()
+    names = {listed.name: listed.id for listed in catalogue.list().slides}
+    assert catalogue.get(names["zebra.ome.tif"]).width == 512
+    first.unlink()
+    clock.pass_seconds()
+    with pytest.raises(UnknownSlide):
+        catalogue.get(known.id)
+    assert [listed.name for listed in catalogue.list().slides] == [second.name]
+
+
+def test_get_finds_a_new_file_without_a_listing(make_slide: MakeSlide) -> None:
+    path = make_slide()
+    slide_id = only(Catalogue([str(path.parent)])).id
+    assert Catalogue([str(path.parent)]).get(slide_id).name == path.name
+
+
+def test_replaced_file_gets_new_fingerprint_and_pixels_and_the_old_slide_ends(
+    make_slide: MakeSlide, tissue: npt.NDArray[np.uint8]
+) -> None:
+    clock = Clock()
+    path = make_slide()
+    catalogue = Catalogue([str(path.parent)], clock=clock, open_slides=1)
+    old = only(catalogue)
+    make_slide(image=255 - tissue[:400])
+    clock.pass_seconds()
+    new = catalogue.get(old.id)
+    assert new.fingerprint != old.fingerprint
+    assert np.array_equal(new.read_region(0, 0, 0, 512, 400), 255 - tissue[:400])
+    with pytest.raises(UnreadableSlide):  # its reader had to make room, and its file is another by now
+        old.read_region(0, 0, 0, 8, 8)
+
+
+def test_hidden_files_links_out_of_the_root_and_other_files_are_not_listed(
+    make_slide: MakeSlide, tmp_path: Path
+) -> None:
+    root = make_slide().parent
+    make_slide(".hidden.ome.tif")
+    make_slide(".trash/old.ome.tif")
+    (root / "report.pdf").write_bytes(b"%PDF")
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    shutil.copy(root / "tissue.ome.tif", secret / "secret.tif")
+    (root / "link.tif").symlink_to(secret / "secret.tif")
+    (root / "folder").symlink_to(secret)
+    (root / "inside.tif").symlink_to(root / "tissue.ome.tif")
+    names = [listed.name for listed in Catalogue([str(root)]).list().slides]
+    assert names == ["inside.tif", "tissue.ome.tif"]
+
+
+def test_file_that_becomes_a_link_out_of_the_root_is_gone(make_slide: MakeSlide, tmp_path: Path) -> None:
+    clock = Clock()
+    path = make_slide()
+    catalogue = Catalogue([str(path.parent)], clock=clock)
+    slide = only(catalogue)
+    shutil.move(path, tmp_path / "outside.tif")
+    path.symlink_to(tmp_path / "outside.tif")
+    clock.pass_seconds()
+    with pytest.raises(UnknownSlide):
+        catalogue.get(slide.id)
+
+
+@pytest.mark.parametrize("slide_id", ["", "../../etc/passwd", "a" * 20, "tissue.ome.tif", "\0"])
+def test_unknown_ids_are_unknown_slides(make_slide: MakeSlide, slide_id: str) -> None:
+    with pytest.raises(UnknownSlide):
+        Catalogue([str(make_slide().parent)]).get(slide_id)
+
+
+def test_listing_pages_through_everything_once_in_order_of_names(make_slide: MakeSlide) -> None:
+    first = make_slide(image=np.full((64, 64, 3), 200, np.uint8))
+    for name in ("b/x.tif", "a/x.tif", "Zoo.tif", "apple.tif", "c/x.tif"):
+        (first.parent / name).parent.mkdir(exist_ok=True)
+        shutil.copy(first, first.parent / name)
+    catalogue = Catalogue([str(first.parent)])
+    seen: list[tuple[str, str]] = []
+    cursor = None
+    while True:
+        page = catalogue.list(limit=2, cursor=cursor)
+        seen += [(listed.name, listed.id) for listed in page.slides]
+        cursor = page.next
+        if cursor is None:
+            break
+    assert [name for name, _ in seen] == ["apple.tif", "tissue.ome.tif", "x.tif", "x.tif", "x.tif", "Zoo.tif"]
+    assert len({slide_id for _, slide_id in seen}) == 6
+    assert [listed.name for listed in catalogue.list(q="ZO").slides] == ["Zoo.tif"]
+
+
+@pytest.mark.parametrize("cursor", ["nonsense", "ü", "e30=", "WzFd", ""])
+def test_cursor_of_somebody_else_is_an_invalid_request(make_slide: MakeSlide, cursor: str) -> None:
+    with pytest.raises(InvalidRequest):
+        Catalogue([str(make_slide().parent)]).list(cursor=cursor)
+
+
+def test_slide_that_cannot_be_read_stays_listed_with_its_problem(make_slide: MakeSlide) -> None:
+    clock = Clock()
+    good = make_slide()
+    bad = good.with_name("bad.svs")
+    bad.write_text("not a slide")
+    catalogue = Catalogue([str(good.parent)], clock=clock)
+    listed = {entry.name: entry for entry in catalogue.list().slides}
+    assert isinstance(listed["bad.svs"].problem, UnreadableSlide)
+    assert listed[good.name].slide is not None
+    with pytest.raises(UnreadableSlide):
+        catalogue.get(listed["bad.svs"].id)
+    shutil.copy(good, bad)
+    clock.pass_seconds()
+    assert catalogue.get(listed["bad.svs"].id).width == 512
+
+
+def test_opening_fails_once_for_a_while_then_is_tried_again(
+    make_slide: MakeSlide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    catalogue = Catalogue([str(make_slide().parent)], clock=clock)
+    calls: list[int] = []
+
+    def unreachable(*_: object) -> SlideReader:
+        calls.append(1)
+        raise OSError("the share is gone")
+
+    monkeypatch.setattr(catalogue_module, "open_slide", unreachable)
+    (listed,) = catalogue.list().slides
+    for _ in range(3):
+        with pytest.raises(UnreadableSlide):
+            catalogue.get(listed.id)
+    assert len(calls) == 1
+    monkeypatch.undo()
+    clock.pass_seconds(PROBLEM_S)
+    assert catalogue.get(listed.id).width == 512
+
+
+def test_slide_is_opened_once_however_many_ask(make_slide: MakeSlide, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[object] = []
+    gate = threading.Barrier(8)
+
+    def counted(*arguments: object) -> SlideReader:
+        opened.append(arguments)
+        return open_slide(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(catalogue_module, "open_slide", counted)
+    root = make_slide().parent
+    slide_id = only(Catalogue([str(root)])).id
+    opened.clear()
+    catalogue = Catalogue([str(root)])
+
+    def ask(_: int) -> Slide:
+        gate.wait()
+        return catalogue.get(slide_id)
+
+    with ThreadPoolExecutor(8) as threads:
+        slides = list(threads.map(ask, range(8)))
+    assert len(opened) == 1
+    assert all(slide is slides[0] for slide in slides)
+
+
+def test_open_readers_are_bounded_and_reopen_when_needed(
+    make_slide: MakeSlide, tissue: npt.NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(4):
+        make_slide(f"{number}.ome.tif", image=tissue[: 300 + number])
+    opened: list[object] = []
+
+    def counted(*arguments: object) -> SlideReader:
+        opened.append(arguments)
+        return open_slide(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(catalogue_module, "open_slide", counted)
+    catalogue = Catalogue([str(make_slide("4.ome.tif").parent)], open_slides=2)
+    slides = [listed.slide for listed in catalogue.list().slides]
+    assert len(opened) == 5
+    for slide in slides:
+        assert slide is not None
+        assert np.array_equal(slide.read_region(0, 0, 0, 512, slide.height), tissue[: slide.height])
+    assert 5 + 3 <= len(opened) <= 5 + 5
+
+
+def test_real_folder_lists_brightfield_and_names_what_is_refused(shared: Path) -> None:
+    catalogue = Catalogue([str(shared / "data/slides")])
+    listed = {entry.name: entry for entry in catalogue.list().slides}
+    assert sum(entry.slide is not None for entry in listed.values()) == 6
+    for name in ("grey16-microscope.tif", "hamamatsu-fluorescence-dapi.ndpi", "vectra-fluorescence.qptiff"):
+        assert isinstance(listed[name].problem, NotBrightfield)
+
+
+def test_pixel_size_missing_or_absurd_counts_as_the_default_and_warns(make_slide: MakeSlide) -> None:
+    root = make_slide("good.ome.tif", mpp=0.5).parent
+    make_slide("none.ome.tif", mpp=None)
+    make_slide("absurd.ome.tif", mpp=264.6)
+    found = {entry.name: entry.slide for entry in Catalogue([str(root)]).list().slides}
+    told = {name: slide.slide_mpp(1.0) for name, slide in found.items() if slide is not None}
+    assert told["good.ome.tif"] == (0.5, [])
+    for name in ("none.ome.tif", "absurd.ome.tif"):
+        mpp, (warning,) = told[name]
+        assert mpp == 1.0
+        assert "pixel size" in warning
+
+
+def test_url_roots_are_read_through_fsspec(make_slide: MakeSlide, tissue: npt.NDArray[np.uint8]) -> None:
+    clock = Clock()
+    memory = fsspec.filesystem("memory")
+    path = make_slide()
+    memory.pipe("/wsisam-test/day 1/tissue.tif", path.read_bytes())
+    memory.pipe("/wsisam-test/.hidden/tissue.tif", b"x")
+    try:
+        catalogue = Catalogue(["memory://wsisam-test"], clock=clock)
+        assert catalogue.readable()
+        slide = only(catalogue)
+        assert np.array_equal(slide.read_region(0, 0, 0, 512, 512), tissue)
+        assert slide.fingerprint == only(Catalogue([str(path)])).fingerprint
+        memory.rm("/wsisam-test/day 1/tissue.tif")
+        clock.pass_seconds()
+        with pytest.raises(UnknownSlide):
+            catalogue.get(slide.id)
+    finally:
+        memory.rm("/wsisam-test", recursive=True)
+
+
+def test_url_identity_holds_no_credentials() -> None:
+    from wsisam_service.slides.roots import Root
+
+    assert Root("memory://user:secret@bucket/slides/").identity == "memory://bucket/slides"
+
+
+def test_root_that_vanishes_is_not_readable_but_keeps_its_slides_listed(make_slide: MakeSlide, tmp_path: Path) -> None:
+    clock = Clock()
+    root = make_slide().parent
+    catalogue = Catalogue([str(root)], clock=clock)
+    slide = only(catalogue)
+    root.rename(tmp_path / "unmounted")
+    clock.pass_seconds()
+    assert not catalogue.readable()
+    catalogue.rescan()
+    (tmp_path / "unmounted").rename(root)
+    clock.pass_seconds()
+    assert catalogue.readable()
+    assert catalogue.get(slide.id).fingerprint == slide.fingerprint

@@ -1,0 +1,253 @@
+"""Slides of the formats that hospitals have, and files that only look like them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import numpy.typing as npt
+import pytest
+import tifffile
+from PIL import Image
+from tiffslide import TiffSlide
+
+from wsisam_service.errors import NotBrightfield, ServiceError, UnreadableSlide
+from wsisam_service.slides.reader import Level, open_slide
+from wsisam_service.slides.tiff import TiffReader
+from wsisam_service.slides.tiles import TileCache
+
+Pixels = npt.NDArray[np.uint8]
+MakeSlide = Callable[..., Path]
+
+BRIGHTFIELD = {
+    "cmu-1-small-region.svs": (2220, 2967, 1, 0.499),
+    "cmu-1-small-region-pyramid.ome.tif": (2220, 2967, 4, 0.499),
+    "tcga-cr-7395-01a-01-ts1.svs": (4443, 3567, 2, None),
+    "os-1-he.ome.tif": (1101, 1101, 1, 0.2271),
+    "os-2-ki67-a.ome.tif": (2202, 2202, 1, 0.2271),
+    "os-2-ki67-b.ome.tif": (1445, 1445, 1, 0.34605),
+}
+
+
+@pytest.mark.parametrize("name", BRIGHTFIELD)
+def test_real_slide_tells_size_levels_and_pixel_size(shared: Path, name: str) -> None:
+    width, height, levels, mpp = BRIGHTFIELD[name]
+    slide = open_slide(shared / "data/slides" / name)
+    assert (slide.width, slide.height, len(slide.info.levels)) == (width, height, levels)
+    assert slide.mpp == (None if mpp is None else pytest.approx(mpp, rel=1e-3))
+    assert slide.info.vendor == ("aperio" if name.endswith(".svs") else None)
+
+
+@pytest.mark.parametrize("name", BRIGHTFIELD)
+def test_regions_are_the_pixels_that_tiffslide_reads(shared: Path, name: str) -> None:
+    path = shared / "data/slides" / name
+    slide = open_slide(path)
+    with TiffSlide(path) as reference:
+        x, y, width, height = slide.width // 2 - 300, slide.height // 2 - 300, 530, 610
+        expected = reference.read_region((x, y), 0, (width, height), as_array=True)
+    assert np.array_equal(slide.read_region(0, x, y, width, height), expected)
+
+
+def test_every_level_of_a_pyramid_is_the_page_of_that_level(shared: Path) -> None:
+    path = shared / "data/slides/cmu-1-small-region-pyramid.ome.tif"
+    slide = open_slide(path)
+    with tifffile.TiffFile(path) as tiff:
+        for number, level in enumerate(slide.info.levels):
+            page = tiff.series[0].levels[number].asarray()
+            assert np.array_equal(slide.read_region(number, 0, 0, level.width, level.height), page)
+
+
+def test_scanners_levels_are_whole_factors_and_converters_are_quotients(shared: Path) -> None:
+    scanned = open_slide(shared / "data/slides/tcga-cr-7395-01a-01-ts1.svs").info.levels[1]
+    converted = open_slide(shared / "data/slides/cmu-1-small-region-pyramid.ome.tif").info.levels[3]
+    assert scanned == Level(2221, 1783, 2.0, 2.0)
+    assert converted.downsample_x == pytest.approx(2220 / 277)
+    assert converted.downsample_y == pytest.approx(2967 / 370)
+
+
+def test_outside_the_slide_is_white(make_slide: MakeSlide, tissue: Pixels) -> None:
+    slide = open_slide(make_slide())
+    region = slide.read_region(0, -10, 500, 30, 40)
+    assert np.array_equal(region[:12, 10:], tissue[500:, :20])
+    assert (region[:, :10] == 255).all()
+    assert (region[12:] == 255).all()
+    assert (slide.read_region(0, 9000, -9000, 8, 8) == 255).all()
+
+
+def test_many_threads_read_the_same_pixels_as_one(shared: Path) -> None:
+    path = shared / "data/slides/cmu-1-small-region.svs"
+    places = [(x, y) for x in range(0, 2000, 190) for y in range(0, 2800, 700)]
+    small_cache = TileCache(max_bytes=1 << 20)  # so that tiles come and go meanwhile
+    slide, alone = open_slide(path, small_cache), open_slide(path)
+    with ThreadPoolExecutor(8) as threads:
+        together = list(threads.map(lambda place: slide.read_region(0, *place, 200, 200), places))
+    for place, region in zip(places, together, strict=True):
+        assert np.array_equal(region, alone.read_region(0, *place, 200, 200))
+    assert small_cache.nbytes <= small_cache.max_bytes
+
+
+@pytest.mark.parametrize(
+    "name", ["grey16-microscope.tif", "hamamatsu-fluorescence-dapi.ndpi", "vectra-fluorescence.qptiff"]
+)
+def test_what_is_not_brightfield_is_refused(shared: Path, name: str) -> None:
+    with pytest.raises(NotBrightfield):
+        open_slide(shared / "data/slides" / name)
+
+
+def test_ome_fluorescence_in_rgb_is_refused(tmp_path: Path, tissue: Pixels) -> None:
+    path = tmp_path / "a.ome.tif"
+    metadata = {"axes": "YXS", "Channel": {"ContrastMethod": "Fluorescence"}}
+    tifffile.imwrite(path, tissue, photometric="rgb", ome=True, metadata=metadata)
+    with pytest.raises(NotBrightfield):
+        open_slide(path)
+
+
+def broken_files(real: bytes) -> dict[str, bytes]:
+    return {
+        "empty": b"",
+        "text": b"This is not a slide.\n" * 50,
+        "magic only": b"II*\0",
+        "header only": real[:4096],
+        "half": real[: len(real) // 2],
+        "noise in front": b"\0" * 100 + real,
+        "picture header": b"\x89PNG\r\n\x1a\n" + b"\0" * 100,
+    }
+
+
+@pytest.mark.parametrize("kind", broken_files(b""))
+@pytest.mark.parametrize("name", ["cmu-1-small-region.svs", "os-1-he.ome.tif"])
+def test_broken_file_is_one_clear_sentence_without_its_path(
+    shared: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str, name: str
+) -> None:
+    path = tmp_path / "Meier_Anna.svs"
+    path.write_bytes(broken_files((shared / "data/slides" / name).read_bytes())[kind])
+    with pytest.raises(UnreadableSlide) as raised:
+        read_all(path)
+    assert raised.value.detail.endswith(".")
+    assert "Meier" not in raised.value.detail + caplog.text
+
+
+def test_slide_cut_off_within_its_pixels_opens_but_does_not_read(make_slide: MakeSlide, tmp_path: Path) -> None:
+    whole = make_slide(levels=1)
+    with tifffile.TiffFile(whole) as tiff:
+        last = max(tiff.pages[0].dataoffsets)
+    cut = tmp_path / "cut.tif"
+    cut.write_bytes(whole.read_bytes()[: last + 10])
+    slide = open_slide(cut)
+    with pytest.raises(UnreadableSlide):
+        slide.read_region(0, 0, 0, slide.width, slide.height)
+    assert slide.read_region(0, 0, 0, 100, 100).shape == (100, 100, 3)
+
+
+def test_damaged_tile_is_an_unreadable_slide(make_slide: MakeSlide) -> None:
+    path = make_slide()
+    with tifffile.TiffFile(path) as tiff:
+        offset, length = tiff.pages[0].dataoffsets[0], tiff.pages[0].databytecounts[0]
+    data = bytearray(path.read_bytes())
+    data[offset : offset + length] = b"\x55" * length
+    path.write_bytes(data)
+    with pytest.raises(UnreadableSlide):
+        open_slide(path).read_region(0, 0, 0, 10, 10)
+
+
+def test_transparent_pixels_are_white(tmp_path: Path, tissue: Pixels) -> None:
+    rgba = np.dstack([tissue, np.full(tissue.shape[:2], 255, np.uint8)])
+    rgba[:, :100, 3] = 0
+    tifffile.imwrite(tmp_path / "a.tif", rgba, photometric="rgb", extrasamples=["unassalpha"])
+    Image.fromarray(rgba).save(tmp_path / "a.png")
+    for name in ("a.tif", "a.png"):
+        region = open_slide(tmp_path / name).read_region(0, 0, 0, 512, 512)
+        assert (region[:, :100] == 255).all()
+        assert np.array_equal(region[:, 100:], tissue[:, 100:])
+
+
+def test_colour_planes_apart_read_as_rgb(tmp_path: Path, tissue: Pixels) -> None:
+    path = tmp_path / "planes.tif"
+    planes = {"photometric": "rgb", "planarconfig": "separate", "metadata": {"axes": "CYX"}}
+    tifffile.imwrite(path, np.moveaxis(tissue, -1, 0), tile=(128, 128), **planes)
+    region = open_slide(path).read_region(0, 100, 50, 200, 300)
+    assert np.array_equal(region, tissue[50:350, 100:300])
+
+
+def test_striped_tiff_and_its_last_short_strip_read(tmp_path: Path, tissue: Pixels) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", tissue[:500], photometric="rgb", rowsperstrip=64)
+    assert np.array_equal(open_slide(tmp_path / "a.tif").read_region(0, 0, 0, 512, 500), tissue[:500])
+
+
+def test_aperio_ycbcr_jpeg2000_comes_out_as_rgb(tmp_path: Path, tissue: Pixels) -> None:
+    ycbcr = np.asarray(Image.fromarray(tissue[:256, :256]).convert("YCbCr"))
+    tile = imagecodecs.jpeg2k_encode(ycbcr, level=0, codecformat="j2k", mct=False, reversible=True)
+    path = tmp_path / "a.tif"
+    options = {"shape": (256, 256, 3), "dtype": "uint8", "tile": (256, 256), "photometric": "rgb"}
+    tifffile.imwrite(path, iter([tile]), compression=33003, **options)
+    region = open_slide(path).read_region(0, 0, 0, 256, 256)
+    assert np.abs(region.astype(int) - tissue[:256, :256]).mean() < 2
+
+
+def test_resolution_tag_that_is_absurd_is_told_as_it_is(tmp_path: Path, tissue: Pixels) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", tissue, photometric="rgb", resolution=(96, 96), resolutionunit="inch")
+    assert open_slide(tmp_path / "a.tif").mpp == pytest.approx(264.58, rel=1e-3)
+
+
+@pytest.mark.parametrize(("size", "unit", "mpp"), [(0.5, "µm", 0.5), (250.0, "nm", 0.25), (1.0, "pixel", None)])
+def test_pixel_size_is_read_from_ome_xml(
+    tmp_path: Path, tissue: Pixels, size: float, unit: str, mpp: float | None
+) -> None:
+    path = tmp_path / "a.ome.tif"
+    units = {"PhysicalSizeXUnit": unit, "PhysicalSizeYUnit": unit}
+    metadata = {"axes": "YXS", "PhysicalSizeX": size, "PhysicalSizeY": size, **units}
+    tifffile.imwrite(path, tissue, photometric="rgb", ome=True, metadata=metadata)
+    assert open_slide(path).mpp == mpp
+
+
+def test_bounds_come_from_the_files_properties(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = shared / "data/slides/cmu-1-small-region.svs"
+    real = TiffSlide(path).properties
+    bounds = {"x": "100", "y": "200", "width": "1000", "height": "900"}
+    told = {f"openslide.bounds-{name}": value for name, value in bounds.items()}
+    without = {key: value for key, value in real.items() if "bounds" not in key}
+    monkeypatch.setattr(TiffSlide, "properties", without | told)
+    assert open_slide(path).info.bounds == (100, 200, 1000, 900)
+
+
+def test_picture_that_is_grey_or_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("L", (50, 50)).save(tmp_path / "grey.png")
+    with pytest.raises(NotBrightfield):
+        open_slide(tmp_path / "grey.png")
+    monkeypatch.setattr("wsisam_service.slides.picture.MAX_PICTURE_PIXELS", 2499)
+    Image.new("RGB", (50, 50)).save(tmp_path / "large.jpg")
+    with pytest.raises(UnreadableSlide):
+        open_slide(tmp_path / "large.jpg")
+
+
+def read_all(path: Path) -> Pixels:
+    """All pixels of level 0, for files that may break at any step."""
+    slide = open_slide(path)
+    return slide.read_region(0, 0, 0, slide.width, slide.height)
+
+
+def test_no_error_but_ours_whatever_byte_is_damaged(make_slide: MakeSlide) -> None:
+    path = make_slide(image=np.full((300, 300, 3), 200, np.uint8))
+    whole = path.read_bytes()
+    random = np.random.default_rng(0)
+    for _ in range(60):
+        data = bytearray(whole)
+        for position in random.integers(0, len(data), 8):
+            data[position] = random.integers(0, 256)
+        path.write_bytes(data)
+        try:
+            slide = open_slide(path)
+            if isinstance(slide, TiffReader) and slide.width * slide.height < 10**6:
+                read_all(path)
+        except ServiceError:
+            pass
+
+
+def test_info_can_be_replaced_for_what_no_real_slide_has(make_slide: MakeSlide) -> None:
+    slide = open_slide(make_slide())
+    slide.info = replace(slide.info, bounds=(10, 20, 300, 200))
+    assert (slide.info.bounds, slide.width) == ((10, 20, 300, 200), 512)
