@@ -56,7 +56,7 @@ try {
     throw e
 }
 
-/** What the viewer shows: the image server, [x, y, width, height] on the image, and full-resolution pixels per screen pixel. */
+/** What the viewer shows: the image server, the rectangle on the image, and full-resolution pixels per screen pixel. */
 Map displayed() {
     def viewer = getCurrentViewer()
     def server = viewer?.getServer()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -18,10 +18,20 @@ import numpy.typing as npt
 
 from wsisam_model.config import ModelConfig
 from wsisam_model.prompts import Prompt
-from wsisam_service.jobs import DecodedMask, DecodeJob, DecodeResult, Executor, PixelSource, Timings
+from wsisam_service.jobs import (
+    DEFAULT_ADAPTERS,
+    NO_ADAPTERS,
+    DecodedMask,
+    DecodeJob,
+    DecodeResult,
+    Executor,
+    Timings,
+)
 from wsisam_service.masks import rle
+from wsisam_service.offers import ModelOffer
 from wsisam_service.sam.outlines import Mask, clip_to_picture
 from wsisam_service.sam.requests import AutomaskBody
+from wsisam_service.slide_views import SlideViews
 from wsisam_service.views import Box, View, snapped_view, step_for_extent, view_for_extent
 
 BOX_SCALES = (4, 2, 1)
@@ -69,55 +79,55 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class PictureViews:
-    """A picture of `width` x `height` pixels as an executor sees it: `key` names a view of it, `pixels` reads one.
-    `wider` says whether views have a wider one to go with them.
-    """
+class Scene:
+    """A picture of `size` (width, height), its views, and the model that looks at them."""
 
-    width: int
-    height: int
-    config: ModelConfig
-    key: Callable[[View], str]
-    pixels: PixelSource
-    wider: bool
+    executor: Executor
+    views: SlideViews
+    offer: ModelOffer
+    size: tuple[int, int]
+
+    @property
+    def trained_for_points(self) -> bool:
+        adapters = self.offer.adapters
+        return "points" in self.offer.config.trained_prompts | (adapters.prompts if adapters else frozenset())
 
 
-async def find_all(executor: Executor, views: PictureViews, body: AutomaskBody, *, budget_s: float) -> list[Found]:
+async def find_all(scene: Scene, body: AutomaskBody, *, budget_s: float) -> list[Found]:
     """Every object found within `budget_s`, best first. Raises `Overloaded`."""
     end = time.monotonic() + budget_s
-    if "points" in views.config.trained_prompts:
-        found = await _decode(executor, views, point_proposals(views, body.points_per_side), body, end)
+    config = scene.offer.config
+    if scene.trained_for_points:
+        found = await _decode(scene, point_proposals(scene.size, config, body.points_per_side), body, end)
     else:
-        first = await _decode(executor, views, box_proposals(views, body.points_per_side), body, end)
+        first = await _decode(scene, box_proposals(scene.size, config, body.points_per_side), body, end)
         rough = suppress(first, body.box_nms_thresh)[:MAX_FOUND]
-        again = [Proposal(one.view, box=one.box) for one in rough]
-        found = await _decode(executor, views, again, body, end)
-    good = [one for one in found if _passes(one, views, body)]
+        found = await _decode(scene, [Proposal(one.view, box=one.box) for one in rough], body, end)
+    good = [one for one in found if _passes(one, scene.size, body)]
     return suppress(good, body.box_nms_thresh)
 
 
-def point_proposals(views: PictureViews, points_per_side: int) -> list[Proposal]:
+def point_proposals(size: tuple[int, int], config: ModelConfig, points_per_side: int) -> list[Proposal]:
     """SAM's grid: `points_per_side` points along each side, in one view that holds the picture."""
-    width, height, config = views.width, views.height, views.config
-    mpp = config.default_mpp
-    view = view_for_extent(
-        (0, 0, width, height), config.image_size, mpp, mpp=max(width, height) * mpp / config.image_size
-    )
+    width, height = size
+    slide_mpp = config.default_mpp
+    mpp = max(size) * slide_mpp / config.image_size
+    view = view_for_extent((0, 0, width, height), config.image_size, slide_mpp, mpp=mpp)
     ticks = (np.arange(points_per_side) + 0.5) / points_per_side
     return [Proposal(view, point=(float(x * width), float(y * height))) for y in ticks for x in ticks]
 
 
-def box_proposals(views: PictureViews, points_per_side: int) -> list[Proposal]:
+def box_proposals(size: tuple[int, int], config: ModelConfig, points_per_side: int) -> list[Proposal]:
     """Square boxes one, two and four cells wide, half overlapping; a cell is the longer side / `points_per_side`.
 
     Views lie on the lattice of half their side, which boxes share, and boxes of one view follow each other.
     """
-    cell = max(views.width, views.height) / points_per_side
+    cell = max(size) / points_per_side
     proposals: list[Proposal] = []
     for scale in BOX_SCALES:
         side = scale * cell
-        boxes = squares(views.width, views.height, side, max(cell, side / 2))
-        planned = [Proposal(_lattice_view(box, views.config), box=box) for box in boxes]
+        boxes = squares(*size, side, max(cell, side / 2))
+        planned = [Proposal(_lattice_view(box, config), box=box) for box in boxes]
         proposals += sorted(planned, key=lambda one: (one.view.cy, one.view.cx))
     return proposals
 
@@ -162,10 +172,9 @@ def _overlap(box: npt.NDArray[np.float64], boxes: npt.NDArray[np.float64]) -> np
     return overlap
 
 
-async def _decode(
-    executor: Executor, views: PictureViews, proposals: Sequence[Proposal], body: AutomaskBody, end: float
-) -> list[Found]:
-    multimask = views.config.multimask and body.output_type != "Single mask"
+async def _decode(scene: Scene, proposals: Sequence[Proposal], body: AutomaskBody, end: float) -> list[Found]:
+    views, frozen = scene.views, scene.offer.adapters is None
+    multimask = scene.offer.config.multimask and body.output_type != "Single mask"
     found: list[Found] = []
     for start in range(0, len(proposals), CHUNK):
         if time.monotonic() > end:
@@ -175,25 +184,26 @@ async def _decode(
         jobs = [
             DecodeJob(
                 views.key(one.view),
-                views.key(one.view.coarser()) if views.wider else None,
+                None if frozen else views.key(one.view.coarser()),
                 one.prompt(),
+                adapters=NO_ADAPTERS if frozen else DEFAULT_ADAPTERS,
                 multimask=multimask,
                 stability_offset=body.stability_score_offset,
                 refinable=False,
             )
             for one in chunk
         ]
-        results = await executor.decode(jobs, views.pixels, Timings())
+        results = await scene.executor.decode(jobs, views.pixels, Timings())
         for proposal, result in zip(chunk, results, strict=True):
             if isinstance(result, Exception):
                 raise result
-            found += _read(proposal.view, result, views, body)
+            found += _read(proposal.view, result, scene.size, body)
     return found
 
 
-def _read(view: View, result: DecodeResult, views: PictureViews, body: AutomaskBody) -> list[Found]:
+def _read(view: View, result: DecodeResult, size: tuple[int, int], body: AutomaskBody) -> list[Found]:
     """What a decode shows of whole objects: those that the view cuts are left to a coarser one."""
-    candidates = [one for mask in result.masks if (one := _found(view, mask, views, body.min_mask_region_area))]
+    candidates = [one for mask in result.masks if (one := _found(view, mask, size, body.min_mask_region_area))]
     if not candidates:
         return []
     match body.output_type:
@@ -206,20 +216,20 @@ def _read(view: View, result: DecodeResult, views: PictureViews, body: AutomaskB
     return candidates
 
 
-def _found(view: View, decoded: DecodedMask, views: PictureViews, min_area_px: int) -> Found | None:
-    mask = clip_to_picture(rle.decode(decoded.mask), view.origin_level0, view.scale, views.width, views.height)
+def _found(view: View, decoded: DecodedMask, size: tuple[int, int], min_area_px: int) -> Found | None:
+    mask = clip_to_picture(rle.decode(decoded.mask), view.origin_level0, view.scale, *size)
     if min_area_px > 0:
         mask = without_specks(mask, min_area_px / view.scale**2)
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if rows.size == 0:
         return None
-    borders = view.inner_borders(views.width, views.height)
+    borders = view.inner_borders(*size)
     reached = columns[0] == 0, rows[0] == 0, columns[-1] == view.side - 1, rows[-1] == view.side - 1
     if any(inner and there for inner, there in zip(borders, reached, strict=True)):
         return None
     x0, y0 = view.level0_from_edge(float(columns[0]), float(rows[0]))
     x1, y1 = view.level0_from_edge(float(columns[-1] + 1), float(rows[-1] + 1))
-    box = (max(x0, 0.0), max(y0, 0.0), min(x1, views.width), min(y1, views.height))
+    box = (max(x0, 0.0), max(y0, 0.0), min(x1, size[0]), min(y1, size[1]))
     stability = 1.0 if decoded.stability is None else decoded.stability
     return Found(view, mask, box, decoded.predicted_iou, stability)
 
@@ -234,11 +244,11 @@ def without_specks(mask: Mask, min_area: float) -> Mask:
     return cleaned
 
 
-def _passes(one: Found, views: PictureViews, body: AutomaskBody) -> bool:
+def _passes(one: Found, size: tuple[int, int], body: AutomaskBody) -> bool:
     if one.predicted_iou < body.pred_iou_thresh or one.stability < body.stability_score_thresh:
         return False
     if body.include_image_edge:
         return True
     x0, y0, x1, y1 = one.box
     margin = one.view.scale
-    return x0 >= margin and y0 >= margin and x1 <= views.width - margin and y1 <= views.height - margin
+    return x0 >= margin and y0 >= margin and x1 <= size[0] - margin and y1 <= size[1] - margin
