@@ -1,21 +1,23 @@
 """The WSI-SAM network and everything that needs torch.
 
 Importing this package imports nothing heavy. `config`, `errors` and `prompts` are free of torch and are the only
-modules the gateway may import; `load_model` brings in the rest.
+modules the gateway may import; `load_model` brings in the rest when it is first asked for.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from wsisam_model.predictor import Predictor
+    from wsisam_model.registry import load_model
 
 __all__ = ["load_model"]
 
 
-def load_model(name: str = "lite_medsam", **options: Any) -> Predictor:
-    """Load a model by registry name; see `wsisam_model.registry.load_model` for the options."""
-    from wsisam_model import registry
+def __getattr__(name: str) -> object:
+    """Import `registry.load_model` on first use, so that the gateway does not import torch."""
+    if name == "load_model":
+        from wsisam_model.registry import load_model
 
-    return registry.load_model(name, **options)
+        return load_model
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

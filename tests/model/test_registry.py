@@ -1,0 +1,57 @@
+"""Which weights a model name leads to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from wsisam_model import load_model
+from wsisam_model.checkpoints import BaseWeights, packaged_lite_medsam
+from wsisam_model.config import MODELS, model_config
+from wsisam_model.errors import CheckpointError, UnknownModelError
+from wsisam_model.registry import PUBLISHED_NAMES, available_models, base_weights_path, choose_adapters
+
+LITE, VIT_B = model_config("lite_medsam"), model_config("vit_b")
+NO_BASE = BaseWeights("", {}, {}, {})
+
+
+def test_every_model_has_a_weights_file() -> None:
+    assert PUBLISHED_NAMES.keys() == MODELS.keys()
+
+
+def test_weights_come_from_the_file_the_folder_or_the_package(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "sam_vit_b_01ec64.pth"
+    checkpoint.touch()
+    assert base_weights_path(VIT_B, tmp_path) == checkpoint
+    assert base_weights_path(VIT_B, tmp_path / "mine.pth") == tmp_path / "mine.pth"
+    assert base_weights_path(LITE, tmp_path) == packaged_lite_medsam()
+    (tmp_path / "lite_medsam.pth").touch()
+    assert base_weights_path(LITE, tmp_path) == tmp_path / "lite_medsam.pth"
+
+
+def test_missing_weights_say_which_file_to_get(tmp_path: Path) -> None:
+    for weights in (None, tmp_path):
+        with pytest.raises(CheckpointError, match=r"^sam_vit_b_01ec64.pth: .* vit_b .*get this file"):
+            base_weights_path(VIT_B, weights)
+
+
+def test_available_models_are_those_with_weights(tmp_path: Path) -> None:
+    assert available_models() == ["lite_medsam"]
+    (tmp_path / "mobile_sam.pt").touch()
+    assert available_models(tmp_path) == ["lite_medsam", "vit_tiny"]
+
+
+def test_adapters_are_none_without_a_shipped_file_and_never_random() -> None:
+    assert choose_adapters("none", LITE, NO_BASE) is None
+    assert choose_adapters("default", VIT_B, NO_BASE) is None
+
+
+def test_a_named_adapters_file_that_is_missing_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"^gone.safetensors: cannot be read"):
+        choose_adapters(str(tmp_path / "gone.safetensors"), LITE, NO_BASE)
+
+
+def test_an_unknown_model_is_an_error() -> None:
+    with pytest.raises(UnknownModelError, match="no model is called 'sam3'; there are lite_medsam"):
+        load_model("sam3")
