@@ -1,0 +1,179 @@
+"""Prompts: every mistake has its own error, and what is right lands where the client meant."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wsisam_model.config import model_config
+from wsisam_service.errors import (
+    EmptyPrompt,
+    FrameMismatch,
+    InvalidBox,
+    InvalidLabel,
+    InvalidNumber,
+    InvalidRequest,
+    NoPositivePoint,
+    PromptOutsideSlide,
+    ServiceError,
+)
+from wsisam_service.masks import rle
+from wsisam_service.prompts import MaskSpec, PromptSpec, RequestFrame, check_inside, judge, plan_view, request_frame
+from wsisam_service.views import View
+
+SIZE = (20_000, 10_000)
+LEVEL0 = RequestFrame(1.0, 0.0, 0.0)
+CONFIG = model_config("lite_medsam")
+NAN, INF = math.nan, math.inf
+
+
+def mask_spec(mask: np.ndarray, x: float, y: float, width: float, height: float) -> MaskSpec:
+    encoded = rle.encode(mask)
+    return MaskSpec(encoded.size, encoded.counts, x, y, width, height)
+
+
+FULL = np.ones((4, 4), bool)
+
+
+@pytest.mark.parametrize(
+    ("spec", "error"),
+    [
+        (PromptSpec(), EmptyPrompt),
+        (PromptSpec(box=(30, 30, 10, 40)), InvalidBox),
+        (PromptSpec(box=(30, 30, 30, 40)), InvalidBox),
+        (PromptSpec(box=(NAN, 0, 10, 10)), InvalidNumber),
+        (PromptSpec(box=(0, 0, INF, 10)), InvalidNumber),
+        (PromptSpec(box=(-1e308, 0, 1e308, 10)), InvalidNumber),
+        (PromptSpec(box=(-20_001, 0, 10, 10)), InvalidNumber),
+        (PromptSpec(box=(-19_000, 0, -5, 10)), PromptOutsideSlide),
+        (PromptSpec(box=(20_000, 0, 20_010, 10)), PromptOutsideSlide),
+        (PromptSpec(points=((5, 5, 2),)), InvalidLabel),
+        (PromptSpec(points=((5, 5, NAN),)), InvalidLabel),
+        (PromptSpec(points=((NAN, 5, 1),)), InvalidNumber),
+        (PromptSpec(points=((5, 5, 0),)), NoPositivePoint),
+        (PromptSpec(points=((-5, 5, 1), (5, 5, 0))), PromptOutsideSlide),
+        (PromptSpec(mask=mask_spec(~FULL, 0, 0, 9, 9)), EmptyPrompt),
+        (PromptSpec(mask=mask_spec(FULL, 0, 0, 0, 9)), InvalidBox),
+        (PromptSpec(mask=mask_spec(FULL, 0, 0, -4, 9)), InvalidBox),
+        (PromptSpec(mask=mask_spec(FULL, 0, 0, 1e308, 9)), InvalidNumber),
+        (PromptSpec(mask=mask_spec(FULL, -100, 0, 90, 9)), PromptOutsideSlide),
+        (PromptSpec(mask=MaskSpec((4, 4), "junk", 0, 0, 9, 9)), InvalidRequest),
+    ],
+)
+def test_each_mistake_has_its_error(spec: PromptSpec, error: type[ServiceError]) -> None:
+    with pytest.raises(error):
+        judge(spec, LEVEL0, SIZE)
+
+
+numbers = st.floats(allow_nan=True, allow_infinity=True) | st.floats(-100, 30_000)
+
+
+@given(
+    st.none() | st.tuples(numbers, numbers, numbers, numbers),
+    st.lists(st.tuples(numbers, numbers, st.sampled_from((0, 1))), max_size=3),
+    st.sampled_from((0.05, 0.25, 1.0, 20.0)),
+    st.sampled_from(("px", "um")),
+)
+def test_any_numbers_give_a_view_around_the_prompt_or_an_error(box, points, slide_mpp, units) -> None:  # type: ignore[no-untyped-def]
+    frame = request_frame(SIZE, None, slide_mpp, units=units, frame=None, image_size=None)
+    try:
+        target = judge(PromptSpec(box=box, points=tuple(points)), frame, SIZE)
+        view = plan_view(target, SIZE, slide_mpp, CONFIG, mpp=None)
+    except ServiceError:
+        return
+    prompt = target.prompt(view)
+    positions = [*prompt.points, *([prompt.box[:2], prompt.box[2:]] if prompt.box else [])]
+    assert all(-0.51 <= value <= 255.51 for position in positions for value in position)
+
+
+def test_frames_and_units_put_the_same_spot_in_the_same_place() -> None:
+    bounds = (1000, 500, 8000, 4000)
+
+    def spot(x: float, y: float, **options: object) -> tuple[float, float]:
+        defaults = {"units": "px", "frame": None, "image_size": None}
+        frame = request_frame(SIZE, bounds, 0.5, **(defaults | options))  # type: ignore[arg-type]
+        return frame.to_level0(x, y)
+
+    assert spot(1010, 520) == (1010, 520)
+    assert spot(10, 20, frame="bounds") == (1010, 520)
+    assert spot(5, 10, frame="bounds", units="um") == (1010, 520)
+    assert spot(1010, 520, image_size=SIZE) == (1010, 520)
+    assert spot(10, 20, image_size=(8000, 4000)) == (1010, 520)
+    with pytest.raises(FrameMismatch):
+        spot(10, 20, image_size=(8001, 4000))
+    with pytest.raises(InvalidRequest):
+        spot(10, 20, image_size=SIZE, frame="level0")
+
+
+def test_bounds_of_a_slide_without_any_are_the_slide() -> None:
+    frame = request_frame(SIZE, None, 0.5, units="px", frame="bounds", image_size=None)
+    assert frame.to_level0(3, 4) == (3, 4)
+
+
+def test_a_box_and_its_points_land_in_view_index_pixels() -> None:
+    view = View(256, 1, 40, 40, 0.25)
+    x0, y0 = view.origin_level0
+    target = judge(PromptSpec(box=(x0 + 20, y0 + 40, x0 + 60, y0 + 80), points=((x0 + 22, y0 + 42, 1),)), LEVEL0, SIZE)
+    prompt = target.prompt(view)
+    assert prompt.box == (9.5, 19.5, 29.5, 39.5)
+    assert prompt.points == ((10.5, 20.5),)
+    assert prompt.labels == (1,)
+
+
+def test_far_negative_points_neither_widen_the_view_nor_reach_the_network() -> None:
+    box = (5000.0, 5000.0, 5100.0, 5100.0)
+    alone = judge(PromptSpec(box=box), LEVEL0, SIZE)
+    among = judge(PromptSpec(box=box, points=((19_000, 9000, 0), (5001, 5001, 0))), LEVEL0, SIZE)
+    view = plan_view(among, SIZE, 0.5, CONFIG, mpp=None)
+    assert view == plan_view(alone, SIZE, 0.5, CONFIG, mpp=None)
+    assert among.prompt(view).labels == (0,)
+
+
+def test_points_alone_are_seen_at_the_mpp_of_points() -> None:
+    point = judge(PromptSpec(points=((5000, 5000, 1),)), LEVEL0, SIZE)
+    assert plan_view(point, SIZE, 0.5, CONFIG, mpp=None).mpp == CONFIG.point_mpp
+    assert plan_view(point, SIZE, 0.5, CONFIG, mpp=4.1).mpp == 4.0
+
+
+def test_a_view_almost_wholly_outside_is_refused() -> None:
+    stamp = (100, 100)
+    point = judge(PromptSpec(points=((50, 50, 1),)), LEVEL0, stamp)
+    with pytest.raises(PromptOutsideSlide):
+        plan_view(point, stamp, 0.5, CONFIG, mpp=64)
+
+
+def test_a_mask_lands_on_the_view_where_it_was_drawn() -> None:
+    view = View(256, 1, 400, 400, 0.5)
+    x0, y0 = view.origin_level0
+    mask = np.zeros((20, 10), bool)
+    mask[5:15, 2:8] = True
+    spec = PromptSpec(mask=mask_spec(mask, x0 + 64, y0 + 32, 100, 100))
+    target = judge(spec, LEVEL0, SIZE)
+    logits = target.prompt(view).mask_hr
+    assert logits is not None
+    assert logits.dtype == np.float32
+    assert set(np.unique(logits)) == {-10.0, 10.0}
+    # one view pixel is one level-0 pixel here: columns 64 + 20 to 64 + 80, rows 32 + 25 to 32 + 75
+    expected = np.zeros((256, 256), bool)
+    expected[57:107, 84:144] = True
+    np.testing.assert_array_equal(logits > 0, expected)
+    assert target.extent() == (x0 + 84, y0 + 57, x0 + 144, y0 + 107)
+
+
+def test_a_correction_must_stay_on_its_view() -> None:
+    view = View(256, 1, 400, 400, 0.5)
+    x, y = view.centre_level0
+    check_inside(judge(PromptSpec(refine="t", points=((x, y, 1),)), LEVEL0, SIZE), view)
+    check_inside(judge(PromptSpec(refine="t", points=((x, y, 0),)), LEVEL0, SIZE), view)
+    with pytest.raises(InvalidRequest):
+        check_inside(judge(PromptSpec(refine="t", points=((x + 500, y, 1),)), LEVEL0, SIZE), view)
+
+
+def test_a_prompt_says_what_it_is_without_numbers() -> None:
+    spec = PromptSpec(box=(1, 2, 3, 4), points=((1, 2, 1), (3, 4, 0)), refine="t")
+    assert spec.described() == "box, 2 points, correction"
+    assert spec.kinds() == {"box", "points"}

@@ -1,0 +1,327 @@
+"""The segmenter on a stand-in network: answers in order, retries, frames, corrections, failures apart."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import shapely
+from shapely.geometry import shape
+from stand_ins import NumpyExecutor
+
+from wsisam_service.errors import (
+    InvalidBox,
+    InvalidRequest,
+    NoPositivePoint,
+    Overloaded,
+    RefineExpired,
+    TooManyPrompts,
+    UnknownModel,
+    UnreadableSlide,
+)
+from wsisam_service.jobs import DecodedMask, DecodeJob, DecodeResult, PixelSource, Timings
+from wsisam_service.masks import rle
+from wsisam_service.prompts import PromptSpec
+from wsisam_service.segment import (
+    EveryPromptFailed,
+    PromptAnswer,
+    PromptProblem,
+    SegmentAnswer,
+    Segmenter,
+    SegmentRequest,
+)
+from wsisam_service.settings import Settings
+from wsisam_service.slides.catalogue import Slide
+from wsisam_service.slides.reader import Level, RgbImage, SlideInfo, SlideReader
+from wsisam_service.views import View
+
+MPP = 0.5
+BOX = PromptSpec(id="box", box=(2000, 2000, 2100, 2120))
+
+
+class _GreySlide(SlideReader):
+    def __init__(self, info: SlideInfo, broken: bool) -> None:
+        self.info = info
+        self._broken = broken
+
+    def read_region(self, level: int, x: int, y: int, width: int, height: int) -> RgbImage:
+        if self._broken:
+            raise UnreadableSlide("a broken tile")
+        return np.full((height, width, 3), 128, np.uint8)
+
+
+def slide(
+    *, mpp: float | None = MPP, bounds: tuple[int, int, int, int] | None = None, broken: bool = False, name: str = "s"
+) -> Slide:
+    info = SlideInfo((Level(8192, 8192),), mpp=mpp, bounds=bounds)
+    return Slide(name, name, name * 64, info, lambda: _GreySlide(info, broken))
+
+
+@dataclass
+class DiscExecutor(NumpyExecutor):
+    """Outlines one disc that lies on the slide, whatever the prompt; `calls` are the jobs of each decode."""
+
+    disc: tuple[float, float, float] = (2048, 2048, 50)
+    calls: list[list[DecodeJob]] = field(default_factory=list)
+
+    async def decode(
+        self, jobs: Sequence[DecodeJob], pixels: PixelSource, timings: Timings
+    ) -> list[DecodeResult | Exception]:
+        self.calls.append(list(jobs))
+        return await super().decode(jobs, pixels, timings)
+
+    async def _decode(self, job: DecodeJob, pixels: PixelSource) -> DecodeResult:
+        result = await super()._decode(job, pixels)
+        view = View(256, *(int(part) for part in job.hr.split(":")[-3:]), MPP)
+        steps = np.arange(256) + 0.5
+        x0, y0 = view.origin_level0
+        x, y, radius = self.disc
+        mask = np.hypot(x0 + steps[None] * view.scale - x, y0 + steps[:, None] * view.scale - y) <= radius
+        touches = bool(mask[:, 0].any()), bool(mask[0].any()), bool(mask[:, -1].any()), bool(mask[-1].any())
+        return replace(result, masks=[DecodedMask(rle.encode(mask), 0.9)] * len(result.masks), touches=touches)
+
+
+async def segment(
+    executor: NumpyExecutor, request: SegmentRequest, on: Slide | None = None, **settings: Any
+) -> SegmentAnswer:
+    return await Segmenter(executor, Settings(**settings)).segment(on or slide(), request, Timings())
+
+
+async def answer_of(executor: NumpyExecutor, request: SegmentRequest, on: Slide | None = None) -> PromptAnswer:
+    (result,) = (await segment(executor, request, on)).results
+    assert isinstance(result, PromptAnswer)
+    return result
+
+
+async def test_a_box_gives_an_outline_around_its_object() -> None:
+    executor = NumpyExecutor()
+    request = SegmentRequest([replace(BOX, classification="Gland")], format="both", request_id="r1")
+    whole = await segment(executor, request)
+    (result,) = whole.results
+    assert isinstance(result, PromptAnswer)
+    assert whole.model == "lite_medsam"
+    assert whole.adapters is not None
+    assert whole.adapters.name == "numpy"
+    assert result.id == "box"
+    assert result.geojson is not None
+    outline = shape(result.geojson["geometry"])
+    np.testing.assert_allclose(outline.bounds, BOX.box, atol=2)
+    np.testing.assert_allclose(result.bbox, BOX.box, atol=2)
+    np.testing.assert_allclose(result.area_um2, np.pi * 50 * 60 * MPP**2, rtol=0.02)
+    np.testing.assert_allclose(outline.area * MPP**2, result.area_um2, rtol=0.01)
+    assert not result.touches_edge
+    assert result.cache.hr == result.cache.lr == "encoded"
+    properties = result.geojson["properties"]
+    assert properties["classification"] == "Gland"
+    assert properties["measurements"] == {"Area µm²": result.area_um2, "Predicted IoU": 0.9}
+    assert properties["metadata"] == {
+        "model": "lite_medsam",
+        "adapters": "numpy",
+        "prompt": "box",
+        "mpp": "0.5",
+        "request": "r1",
+    }
+
+
+async def test_mask_and_view_agree_with_the_outline() -> None:
+    result = await answer_of(NumpyExecutor(), SegmentRequest([BOX], format="both", simplify=0))
+    mask, view = rle.decode(result.mask), result.view
+    rows, columns = np.nonzero(mask)
+    scale = view.width / view.size[0]
+    assert result.geojson is not None
+    outline = shape(result.geojson["geometry"])
+    centres = shapely.points(view.x + (columns + 0.5) * scale, view.y + (rows + 0.5) * scale)
+    assert shapely.contains(outline, centres).all()
+    np.testing.assert_allclose(outline.area, mask.sum() * scale**2, rtol=1e-6)
+
+
+async def test_bounds_and_micrometres_come_back_in_pixels_of_the_bounds() -> None:
+    on = slide(bounds=(1000, 500, 6000, 6000))
+    plain = await answer_of(NumpyExecutor(), SegmentRequest([BOX], format="both"), on)
+    micrometres = PromptSpec(box=(500, 750, 550, 810))
+    shifted = await answer_of(
+        NumpyExecutor(), SegmentRequest([micrometres], units="um", frame="bounds", format="both"), on
+    )
+    assert shifted.view == plain.view
+    assert shifted.mask == plain.mask
+    assert plain.bbox is not None
+    np.testing.assert_allclose(shifted.bbox, np.subtract(plain.bbox, (1000, 500, 1000, 500)))
+
+
+async def test_an_object_that_does_not_fit_is_decoded_coarser_in_one_call_a_round() -> None:
+    executor = DiscExecutor(disc=(2048, 2048, 150))
+    small = PromptSpec(box=(2030, 2030, 2070, 2070))
+    whole = await segment(executor, SegmentRequest([small, replace(small, id="again")]))
+    for result in whole.results:
+        assert isinstance(result, PromptAnswer)
+        assert not result.touches_edge
+        assert result.view.mpp == 1.0
+        np.testing.assert_allclose(result.area_um2, np.pi * 150**2 * MPP**2, rtol=0.02)
+    assert [len(call) for call in executor.calls] == [2, 2, 2]
+    first, second = executor.calls[0][0], executor.calls[1][0]
+    assert second.hr == first.lr
+
+
+async def test_after_two_retries_the_answer_says_that_it_still_touches() -> None:
+    executor = DiscExecutor(disc=(2048, 2048, 2000))
+    result = await answer_of(executor, SegmentRequest([PromptSpec(box=(2030, 2030, 2070, 2070))]))
+    assert len(executor.calls) == 3
+    assert result.touches_edge
+
+
+async def test_the_border_of_the_slide_is_no_reason_to_retry() -> None:
+    executor = DiscExecutor(disc=(0, 2048, 30))
+    result = await answer_of(executor, SegmentRequest([PromptSpec(box=(0, 2020, 30, 2080))]))
+    assert len(executor.calls) == 1
+    assert not result.touches_edge
+
+
+async def test_a_bad_prompt_does_not_fail_the_others() -> None:
+    prompts = [PromptSpec(id="bad", box=(9, 9, 3, 3)), BOX, PromptSpec(points=((5, 5, 0),))]
+    bad, good, pointless = (await segment(NumpyExecutor(), SegmentRequest(prompts))).results
+    assert isinstance(bad, PromptProblem)
+    assert bad.id == "bad"
+    assert isinstance(bad.error, InvalidBox)
+    assert isinstance(good, PromptAnswer)
+    assert isinstance(pointless, PromptProblem)
+    assert isinstance(pointless.error, NoPositivePoint)
+
+
+async def test_when_every_prompt_fails_the_first_error_leads() -> None:
+    prompts = [PromptSpec(points=((5, 5, 0),)), PromptSpec(box=(9, 9, 3, 3))]
+    with pytest.raises(EveryPromptFailed) as failed:
+        await segment(NumpyExecutor(), SegmentRequest(prompts))
+    assert [type(problem.error) for problem in failed.value.problems] == [NoPositivePoint, InvalidBox]
+
+
+async def test_a_slide_that_cannot_be_read_is_the_problem_of_the_prompt() -> None:
+    with pytest.raises(EveryPromptFailed) as failed:
+        await segment(NumpyExecutor(), SegmentRequest([BOX]), slide(broken=True))
+    assert isinstance(failed.value.problems[0].error, UnreadableSlide)
+
+
+async def test_a_full_queue_fails_the_request() -> None:
+    class Full(NumpyExecutor):
+        async def decode(self, *_: object) -> list[DecodeResult | Exception]:
+            raise Overloaded("busy", retry_after_s=1)
+
+    with pytest.raises(Overloaded):
+        await segment(Full(), SegmentRequest([BOX]))
+
+
+async def test_without_adapters_no_wider_view_is_read() -> None:
+    executor = DiscExecutor()
+    whole = await segment(executor, SegmentRequest([BOX], adapters="none", lr_mask=True))
+    (result,) = whole.results
+    assert isinstance(result, PromptAnswer)
+    assert whole.adapters is None
+    assert result.cache.lr is None
+    assert result.lr is None
+    assert executor.calls[0][0].lr is None
+    assert len(executor.views) == 1
+    assert any("lr_mask" in warning for warning in whole.warnings)
+
+
+async def test_an_empty_mask_has_no_outline() -> None:
+    executor = DiscExecutor(disc=(7000, 7000, 10))
+    result = await answer_of(executor, SegmentRequest([BOX], format="both"))
+    assert result.geojson is None
+    assert result.bbox is None
+    assert result.area_um2 == 0
+
+
+async def test_multimask_and_lr_mask_are_given_where_asked() -> None:
+    plain = await answer_of(NumpyExecutor(), SegmentRequest([BOX]))
+    assert plain.masks is None
+    assert plain.lr is None
+    both = await answer_of(NumpyExecutor(), SegmentRequest([BOX], multimask=True, lr_mask=True))
+    assert both.masks is not None
+    assert len(both.masks) == 3
+    assert both.masks[0].mask == both.mask
+    assert both.lr is not None
+    assert both.lr.view.mpp == 2 * both.view.mpp
+    assert both.lr.view.width == 2 * both.view.width
+
+
+async def test_a_correction_adds_its_points_on_the_same_view() -> None:
+    executor = DiscExecutor(disc=(2048, 2048, 150))
+    segmenter, on = Segmenter(executor, Settings()), slide()
+
+    async def ask(prompt: PromptSpec) -> PromptAnswer:
+        (result,) = (await segmenter.segment(on, SegmentRequest([prompt]), Timings())).results
+        assert isinstance(result, PromptAnswer)
+        return result
+
+    first = await ask(BOX)
+    second = await ask(PromptSpec(refine=first.refine, points=((2010, 2010, 0),)))
+    assert second.view == first.view
+    assert executor.calls[-1][0].refine_from is not None
+    assert executor.calls[-1][0].prompt.labels == (0,)
+    third = await ask(PromptSpec(refine=second.refine, points=((2050, 2060, 1),)))
+    assert third.view == first.view
+    with pytest.raises(EveryPromptFailed) as outside:
+        await ask(PromptSpec(refine=first.refine, points=((8000, 8000, 1),)))
+    assert isinstance(outside.value.problems[0].error, InvalidRequest)
+    with pytest.raises(EveryPromptFailed) as foreign:
+        await segmenter.segment(slide(name="t"), SegmentRequest([PromptSpec(refine=first.refine)]), Timings())
+    assert isinstance(foreign.value.problems[0].error, RefineExpired)
+
+
+async def test_warnings_tell_what_not_to_rely_on() -> None:
+    point = PromptSpec(points=((2050, 2050, 1),))
+    whole = await segment(NumpyExecutor(), SegmentRequest([point, BOX], multimask=True), slide(mpp=None))
+    told = " ".join(whole.warnings)
+    assert "no pixel size" in told
+    assert "answers to points" in told
+    assert "multimask is of no use" in told
+    assert (await segment(NumpyExecutor(), SegmentRequest([BOX]))).warnings == ()
+
+
+async def test_adapters_trained_for_points_silence_the_warning() -> None:
+    class Trained(NumpyExecutor):
+        async def info(self) -> dict[str, Any]:
+            (model,) = (await super().info())["models"]
+            return {"models": [model | {"adapters": model["adapters"] | {"prompts": "box points"}}]}
+
+    point = PromptSpec(points=((2050, 2050, 1),))
+    assert (await segment(Trained(), SegmentRequest([point]))).warnings == ()
+    assert (await segment(Trained(), SegmentRequest([point], adapters="none"))).warnings != ()
+
+
+async def test_what_is_not_on_offer_is_unknown() -> None:
+    with pytest.raises(UnknownModel):
+        await segment(NumpyExecutor(), SegmentRequest([BOX], model="vit_h"))
+    with pytest.raises(UnknownModel):
+        await segment(NumpyExecutor(), SegmentRequest([BOX], adapters="mine"))
+    with pytest.raises(TooManyPrompts):
+        await segment(NumpyExecutor(), SegmentRequest([BOX] * 257))
+
+
+async def test_a_secret_keeps_the_fingerprint_out_of_view_keys() -> None:
+    executor = DiscExecutor()
+    await segment(executor, SegmentRequest([BOX]), secret="hush")
+    assert not any("s" * 64 in key for key in executor.views)
+
+
+async def test_two_views_are_read_side_by_side() -> None:
+    meeting = threading.Barrier(2, timeout=20)
+
+    class Meeting(_GreySlide):
+        def read_region(self, level: int, x: int, y: int, width: int, height: int) -> RgbImage:
+            meeting.wait()  # breaks where the other view is not being read meanwhile
+            return super().read_region(level, x, y, width, height)
+
+    class Both(NumpyExecutor):
+        async def _decode(self, job: DecodeJob, pixels: PixelSource) -> DecodeResult:
+            assert job.lr is not None
+            await asyncio.gather(self._fetch(job.hr, pixels), self._fetch(job.lr, pixels))
+            return await super()._decode(job, pixels)
+
+    info = SlideInfo((Level(8192, 8192),), mpp=MPP)
+    on = Slide("s", "s", "s" * 64, info, lambda: Meeting(info, False))
+    assert (await answer_of(Both(), SegmentRequest([BOX]), on)).cache.hr == "l1"
