@@ -77,7 +77,7 @@ def trace(mask: Mask) -> Area | None:
     top, left = int(rows[0]), int(columns[0])
     crop = np.ascontiguousarray(mask[top : rows[-1] + 1, left : columns[-1] + 1]).view(np.uint8)
     shapes = features.shapes(crop, mask=crop.view(np.bool_), connectivity=4)
-    parts = [Polygon(rings[0], rings[1:]) for rings in (shape["coordinates"] for shape, _ in shapes)]
+    parts = [_polygon([np.array(ring) for ring in shape["coordinates"]]) for shape, _ in shapes]
     area = parts[0] if len(parts) == 1 else MultiPolygon(parts)
     return shapely.transform(area, lambda positions: np.add(positions, (left, top)))
 
@@ -129,6 +129,11 @@ def _is_colour(colour: object) -> bool:
         and len(colour) in (3, 4)
         and all(isinstance(c, int) and not isinstance(c, bool) and 0 <= c <= 255 for c in colour)
     )
+
+
+def _polygon(rings: list[npt.NDArray[np.float64]]) -> Polygon:
+    """From rings (n, 2), the exterior first; arrays are several times faster here than lists of positions."""
+    return Polygon(rings[0], rings[1:])
 
 
 def _simplified(exact: Area, tolerance: float) -> Area:
