@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from wsisam_model.config import ModelConfig
-from wsisam_service.errors import EmptyPrompt, InvalidNumber
-from wsisam_service.prompts import Frame, PromptSpec, Target, Units, judge, plan_view, request_frame
+from wsisam_service.errors import EmptyPrompt, InvalidNumber, Overloaded, ServiceError
+from wsisam_service.jobs import Executor, PixelSource, Timings
+from wsisam_service.prompts import Frame, PromptSpec, Units, judge, plan_view, request_frame
 from wsisam_service.slides.catalogue import Slide
 from wsisam_service.views import MAX_OUTSIDE, Box, View, nearest_step, snapped_view, step_mpp
 
 MAX_VIEWS = 4096
 """HR views in one prewarm; a whole slide is `precompute`'s work, in many requests."""
+MAX_BACKGROUND = 8
+"""Prewarms under way behind answers that have been given."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +50,14 @@ def views_to_prewarm(request: PrewarmRequest, slide: Slide, config: ModelConfig)
     )
     prompts = [PromptSpec(box=box) for box in request.boxes]
     prompts += [PromptSpec(points=((x, y, 1),)) for x, y in request.points]
-    views = [_view_of(judge(prompt, frame, size), size, slide_mpp, config, request.mpp) for prompt in prompts]
+    targets = [judge(prompt, frame, size) for prompt in prompts]
+    views = [plan_view(target, size, slide_mpp, config, mpp=request.mpp) for target in targets]
     if request.region is not None:
         x, y, width, height = request.region
         region = judge(PromptSpec(box=(x, y, x + width, y + height)), frame, size).box
         assert region is not None
         views += _lattice(region, size, slide_mpp, config, request.mpp)
     return list(dict.fromkeys(views))
-
-
-def _view_of(target: Target, size: tuple[int, int], slide_mpp: float, config: ModelConfig, mpp: float | None) -> View:
-    return plan_view(target, size, slide_mpp, side=config.image_size, point_mpp=config.point_mpp, mpp=mpp)
 
 
 def _lattice(
@@ -73,3 +77,33 @@ def _lattice(
             view = snapped_view((column * pitch, row * pitch), k, side, slide_mpp, lone_point=True)
             if view.outside_fraction(*size) <= MAX_OUTSIDE:
                 yield view
+
+
+class BackgroundEncodes:
+    """Encodes that nobody waits for. What still runs when the service ends is dropped."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, keys: Sequence[str], pixels: PixelSource) -> None:
+        """Encode the views `keys` by and by. Raises `Overloaded` where too many such calls are under way."""
+        if len(self._tasks) >= MAX_BACKGROUND:
+            raise Overloaded("too many prewarms are under way", retry_after_s=5)
+        task = asyncio.create_task(self._encode(keys, pixels))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def aclose(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _encode(self, keys: Sequence[str], pixels: PixelSource) -> None:
+        try:
+            await self._executor.encode(keys, pixels, Timings())
+        except ServiceError as error:
+            logger.warning("a prewarm ended early: %s", error)
+        except Exception:
+            logger.exception("a prewarm failed")

@@ -28,7 +28,7 @@ def slide(bounds: tuple[int, int, int, int] | None = None) -> Slide:
 def view_of_click(x: float, y: float, mpp: float | None = None) -> View:
     frame = request_frame((WIDTH, HEIGHT), None, MPP, units="px", frame=None, image_size=None)
     target = judge(PromptSpec(points=((x, y, 1),)), frame, (WIDTH, HEIGHT))
-    return plan_view(target, (WIDTH, HEIGHT), MPP, side=256, point_mpp=CONFIG.point_mpp, mpp=mpp)
+    return plan_view(target, (WIDTH, HEIGHT), MPP, CONFIG, mpp=mpp)
 
 
 @pytest.mark.parametrize("mpp", [None, 0.5, 4.0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from http import HTTPStatus
 from typing import Any, TypeVar
 
@@ -68,12 +68,17 @@ class RequestMiddleware:
 
 
 class LimitsMiddleware:
-    """Bounds a request's body, also one that tells no length, and its time."""
+    """Bounds a request's body, also one that tells no length, and its time. `longer_s` has the seconds of paths
+    (without a last slash) that may take longer.
+    """
 
-    def __init__(self, app: ASGIApp, *, max_body_bytes: int, timeout_s: float) -> None:
+    def __init__(
+        self, app: ASGIApp, *, max_body_bytes: int, timeout_s: float, longer_s: Mapping[str, float] | None = None
+    ) -> None:
         self.app = app
         self.max_body_bytes = max_body_bytes
         self.timeout_s = timeout_s
+        self.longer_s = longer_s or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -92,14 +97,15 @@ class LimitsMiddleware:
                 raise self._too_large()
             return message
 
-        deadline = asyncio.timeout(self.timeout_s)
+        timeout_s = self.longer_s.get(scope["path"].rstrip("/"), self.timeout_s)
+        deadline = asyncio.timeout(timeout_s)
         try:
             async with deadline:
                 await self.app(scope, counted_receive, send)
         except TimeoutError as error:
             if not deadline.expired():
                 raise
-            raise Timeout(f"the request was not done within {self.timeout_s:g} s") from error
+            raise Timeout(f"the request was not done within {timeout_s:g} s") from error
 
     def _too_large(self) -> BodyTooLarge:
         return BodyTooLarge(f"a request body has at most {self.max_body_bytes} bytes")

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from wsisam_service.jobs import DEFAULT_ADAPTERS, NO_ADAPTERS, CacheTier
+from wsisam_service.prewarm import PrewarmRequest
 from wsisam_service.prompts import Frame, MaskSpec, PromptSpec, Units
 from wsisam_service.segment import DEFAULT_SIMPLIFY, MAX_PROMPTS, MaskFormat, SegmentRequest
 from wsisam_service.views import MAX_REQUEST_MPP, MIN_REQUEST_MPP
@@ -140,6 +141,18 @@ class PrewarmBody(_Body):
     frame: Frame | None = None
     image_size: tuple[int, int] | None = None
     wait: bool = Field(False, description="Answer only when every view is encoded.")
+
+    def request(self) -> PrewarmRequest:
+        """What the domain is asked."""
+        return PrewarmRequest(
+            region=self.region,
+            boxes=self.boxes,
+            points=self.points,
+            mpp=self.mpp,
+            units=self.units,
+            frame=self.frame,
+            image_size=self.image_size,
+        )
 
 
 class PrewarmAnswer(BaseModel):

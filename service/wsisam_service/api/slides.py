@@ -94,6 +94,7 @@ async def show_thumbnail(
 async def show_region(
     slide_id: str,
     services: ServicesDep,
+    *,
     x: Finite,
     y: Finite,
     width: Extent,

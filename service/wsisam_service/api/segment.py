@@ -1,0 +1,46 @@
+"""The main job: prompts on a slide in, outlines out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+from starlette.requests import Request
+from starlette.responses import Response
+
+from wsisam_service.api.answers import GEOJSON_MEDIA_TYPE, segment_response, wants_feature_collection
+from wsisam_service.api.bodies import described_body, described_problems, json_body
+from wsisam_service.api.deps import ServicesDep
+from wsisam_service.api.middleware import unless_client_gone
+from wsisam_service.api.schemas import SEGMENT_EXAMPLES, SegmentAnswerModel, SegmentBody
+from wsisam_service.jobs import Timings
+from wsisam_service.logs import request_id
+
+router = APIRouter(tags=["segment"])
+
+
+@router.post(
+    "/v1/slides/{slide_id}/segment",
+    summary="Outlines of up to 256 prompts on one slide",
+    responses={
+        200: {"model": SegmentAnswerModel, "content": {GEOJSON_MEDIA_TYPE: {}}},
+        **described_problems(404, 410, 413, 415, 422, 502, 503, 504),
+    },
+    openapi_extra=described_body(SegmentBody, SEGMENT_EXAMPLES),
+)
+async def segment(
+    slide_id: str,
+    request: Request,
+    services: ServicesDep,
+    body: Annotated[SegmentBody, Depends(json_body(SegmentBody))],
+) -> Response:
+    """Boxes, points, masks and corrections in any combination. A prompt that fails does not fail the others."""
+    timings, start = Timings(), time.perf_counter()
+    bare = wants_feature_collection(request)
+    wanted = body.request(request_id(), format="geojson" if bare else None)
+    slide = await asyncio.to_thread(services.catalogue.get, slide_id)
+    answer = await unless_client_gone(request, services.segmenter.segment(slide, wanted, timings))
+    timings.add("total", time.perf_counter() - start)
+    return segment_response(answer, wanted.format, timings, feature_collection=bare)

@@ -1,0 +1,60 @@
+"""The gateway as an ASGI application. Nothing happens at import, and torch is never imported here."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+
+from wsisam_service.api import health, image, openapi, prewarm, problems, sam, segment, slides
+from wsisam_service.api.deps import Services
+from wsisam_service.api.middleware import LimitsMiddleware, RequestMiddleware
+from wsisam_service.jobs import Executor
+from wsisam_service.prewarm import BackgroundEncodes
+from wsisam_service.sam.weights import Install
+from wsisam_service.segment import Segmenter
+from wsisam_service.settings import Settings
+from wsisam_service.slides.catalogue import Catalogue
+
+DESCRIPTION = """Outlines what a pathologist points at on a whole-slide image. Coordinates are level-0 pixels in the
+pixel-edge frame. Errors are RFC 9457 problem documents."""
+
+
+def create_app(
+    settings: Settings, catalogue: Catalogue, executor: Executor, install_weights: Install | None = None
+) -> FastAPI:
+    """The application over `catalogue` and `executor`, which it warms up at start and closes at the end.
+
+    `install_weights` serves weights that a client registers under /sam, None where they are refused.
+    """
+
+    encodes = BackgroundEncodes(executor)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        try:
+            await executor.warm_up()
+            yield
+        finally:
+            await encodes.aclose()
+            await executor.aclose()
+
+    app = FastAPI(
+        title="WSI-SAM",
+        description=DESCRIPTION,
+        version=version("wsisam"),
+        lifespan=lifespan,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.services = Services(settings, catalogue, executor, Segmenter(executor, settings), encodes)
+    for routes in (slides, segment, prewarm, image, health):
+        app.include_router(routes.router)
+    sam.install(app, settings, install_weights)
+    problems.install(app)
+    openapi.install(app)
+    app.add_middleware(LimitsMiddleware, max_body_bytes=settings.max_body_bytes, timeout_s=settings.request_timeout_s)
+    app.add_middleware(RequestMiddleware)
+    return app

@@ -1,0 +1,90 @@
+"""The one place that builds a service from its settings: model, executor, catalogue, application. Imports torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fastapi import FastAPI
+
+from wsisam_service.app import create_app
+from wsisam_service.backend import PredictorBackend
+from wsisam_service.embeddings import TieredStore, open_store
+from wsisam_service.executor import LocalExecutor
+from wsisam_service.settings import MIB, Settings, SettingsError
+from wsisam_service.slides.catalogue import Catalogue
+
+REFINE_MEMORY_BYTES, REFINE_FOLDER_BYTES = 64 * MIB, 256 * MIB
+"""Budgets of refine states, a quarter of a megabyte each."""
+ENCODE_BATCH = {"cpu": 1, "cuda": 8}
+DECODE_BATCH = {"cpu": 1, "cuda": 64}
+"""Items of one device call: CPU cores gain nothing from batches (docs/PERFORMANCE.md)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A service ready to be served, and what its operator should read first."""
+
+    app: FastAPI
+    notes: tuple[str, ...]
+
+
+def build_service(settings: Settings) -> Service:
+    """The whole gateway with its executor in this process. Raises what `build_executor` raises."""
+    backend = load_backend(settings)
+    catalogue = Catalogue(settings.slides, tile_cache_bytes=settings.tile_cache_bytes, open_slides=settings.open_slides)
+    app = create_app(settings, catalogue, build_executor(settings, backend))
+    return Service(app, notes_of(backend))
+
+
+def load_backend(settings: Settings) -> PredictorBackend:
+    """The model of `settings` on its device. Raises `UnknownModelError`, `CheckpointError`."""
+    from wsisam_model import load_model
+
+    predictor = load_model(
+        settings.model,
+        adapters=settings.adapters,
+        device=settings.device,
+        precision=settings.precision,
+        engine=settings.engine,
+        weights=settings.weights,
+        threads=settings.threads,
+    )
+    return PredictorBackend(predictor)
+
+
+def build_executor(settings: Settings, backend: PredictorBackend) -> LocalExecutor[Any, Any]:
+    """The executor around `backend`. Raises `SettingsError` for a store that cannot be opened."""
+    kind = "cuda" if backend.device.startswith("cuda") else "cpu"
+    return LocalExecutor(
+        [backend],
+        _open_store(settings, "emb", settings.store_memory_bytes, settings.store_folder_bytes, settings.store_ttl_s),
+        _open_store(settings, "refine", REFINE_MEMORY_BYTES, REFINE_FOLDER_BYTES, settings.refine_ttl_s),
+        l1_bytes=settings.l1_bytes,
+        max_encodes=settings.max_encodes,
+        max_decodes=settings.max_decodes,
+        encode_batch=ENCODE_BATCH[kind],
+        decode_batch=DECODE_BATCH[kind],
+    )
+
+
+def _open_store(
+    settings: Settings, namespace: Literal["emb", "refine"], memory_bytes: int, folder_bytes: int, ttl_s: int
+) -> TieredStore:
+    try:
+        return open_store(
+            settings.store, namespace=namespace, memory_bytes=memory_bytes, folder_bytes=folder_bytes, ttl_s=ttl_s
+        )
+    except (ValueError, OSError) as error:
+        raise SettingsError(f"setting store: {error}") from error
+
+
+def notes_of(backend: PredictorBackend) -> tuple[str, ...]:
+    """Model, engine, and what the adapters are and may be used for."""
+    model = f"model {backend.config.name} on {backend.device}, engine {backend.engine}, precision {backend.precision}"
+    adapters = backend.adapters
+    if adapters is None:
+        told = "no adapters: every answer is the frozen SAM's and says so"
+    else:
+        told = f"adapters {adapters.name}, SHA-256 {adapters.sha256[:12]}, licence {adapters.licence}"
+    return (model, told, *(f"warning: {warning}" for warning in backend.warnings))

@@ -1,0 +1,80 @@
+"""One slide to ask about: opened in this process, or held by a running server. Both speak the API's documents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+from urllib.parse import quote
+
+import httpx
+
+from wsisam_service.commands.flags import UsageError
+
+TIMEOUT_S = 120.0
+RETRIES = 5
+PAGE = 100
+
+
+class SlideClient(Protocol):
+    """Answers segment requests on one slide; a context manager that lets go of what it holds."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+    def segment(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer document of `POST …/segment`. Where every prompt failed, results that are all problems."""
+        ...
+
+
+class RemoteSlide:
+    """A slide of the server at `url`, given by its name or id there."""
+
+    def __init__(self, url: str, slide: str) -> None:
+        transport = httpx.HTTPTransport(retries=RETRIES)
+        self._http = httpx.Client(base_url=url.rstrip("/"), timeout=TIMEOUT_S, transport=transport)
+        self._slide = slide
+        self._path = ""
+
+    def __enter__(self) -> Self:
+        self._path = f"/v1/slides/{quote(self._find(), safe='')}"
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def segment(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        answer = self._call("POST", f"{self._path}/segment", json=body)
+        document: dict[str, Any] = answer.json()
+        if answer.is_success:
+            return document
+        if "errors" in document:
+            failed = [{"id": error.get("id"), "problem": error} for error in document["errors"]]
+            return {"warnings": [], "results": failed}
+        raise UsageError(f"the server refuses: {document.get('detail', answer.reason_phrase)}")
+
+    def _find(self) -> str:
+        """The id of the slide of this name, or of this id."""
+        name, cursor = Path(self._slide).name, ""
+        while True:
+            page = self._call("GET", "/v1/slides", params={"q": name, "limit": PAGE, "cursor": cursor}).json()
+            for slide in page.get("slides", ()):
+                if slide["name"] == name:
+                    return str(slide["id"])
+            if not (cursor := page.get("next") or ""):
+                break
+        if self._call("GET", f"/v1/slides/{quote(self._slide, safe='')}").is_success:
+            return self._slide
+        raise UsageError(f"the server has no slide called {name}")
+
+    def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
+        try:
+            return self._http.request(method, path, **options)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise UsageError(f"cannot reach the server: {error}") from error

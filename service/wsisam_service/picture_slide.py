@@ -1,0 +1,40 @@
+"""A picture that came with a request, as a slide of one level: the same views, masks and cache as on real slides."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from wsisam_service.sam.pictures import Picture
+from wsisam_service.slides.catalogue import Slide
+from wsisam_service.slides.reader import Level, RgbImage, SlideInfo, SlideReader
+
+PICTURE_ID = "picture"
+
+
+class _PictureReader(SlideReader):
+    """Pixels in memory."""
+
+    def __init__(self, picture: Picture, info: SlideInfo) -> None:
+        self._picture = picture
+        self.info = info
+
+    def read_region(self, level: int, x: int, y: int, width: int, height: int) -> RgbImage:
+        region = np.full((height, width, 3), 255, np.uint8)
+        x0, x1 = max(x, 0), min(x + width, self.width)
+        y0, y1 = max(y, 0), min(y + height, self.height)
+        if x0 < x1 and y0 < y1:
+            region[y0 - y : y1 - y, x0 - x : x1 - x] = self._picture.pixels[y0:y1, x0:x1]
+        return region
+
+
+def slide_of_picture(picture: Picture, mpp: float | None) -> Slide:
+    """`picture` at `mpp` µm per pixel, None where nobody knows.
+
+    The fingerprint is of pixels and pixel size, so that a picture sent again meets its embeddings.
+    """
+    info = SlideInfo((Level(picture.width, picture.height),), mpp=mpp)
+    reader = _PictureReader(picture, info)
+    fingerprint = hashlib.sha256(f"{picture.content}\n{mpp}".encode("ascii")).hexdigest()
+    return Slide(PICTURE_ID, PICTURE_ID, fingerprint, info, lambda: reader)

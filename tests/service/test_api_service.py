@@ -1,0 +1,66 @@
+"""Health, info, metrics, the OpenAPI description, and what importing the application brings in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+from stand_ins import NumpyExecutor
+
+
+async def test_ready_only_while_the_model_is_warm(client: httpx.AsyncClient, executor: NumpyExecutor) -> None:
+    assert (await client.get("/readyz")).status_code == 200
+    executor.warm = False
+    answer = await client.get("/readyz")
+    assert (answer.status_code, answer.json()["type"]) == (503, "/problems/not-ready")
+    assert answer.headers["retry-after"]
+    assert (await client.get("/healthz")).status_code == 200
+
+
+async def test_info_has_version_models_and_limits(client: httpx.AsyncClient) -> None:
+    info = (await client.get("/v1/info")).json()
+    assert info["version"]
+    assert info["models"][0]["name"] == "lite_medsam"
+    assert info["models"][0]["trained_prompts"] == ["box"]
+    assert info["limits"]["max_prompts"] == 256
+
+
+async def test_metrics_count_by_route_template_and_never_by_slide(client: httpx.AsyncClient, slide_id: str) -> None:
+    await client.get(f"/v1/slides/{slide_id}")
+    await client.get("/nowhere/at/all")
+    text = (await client.get("/metrics")).text
+    assert 'wsisam_requests_total{route="/v1/slides/{slide_id}",status="200"}' in text
+    assert 'wsisam_requests_total{route="unmatched",status="404"}' in text
+    assert slide_id not in text
+
+
+async def test_openapi_describes_every_route_and_resolves(client: httpx.AsyncClient) -> None:
+    description = (await client.get("/openapi.json")).json()
+    schemas = description["components"]["schemas"]
+    for reference in references(description):
+        assert reference.removeprefix("#/components/schemas/") in schemas
+    body = description["paths"]["/v1/slides/{slide_id}/segment"]["post"]["requestBody"]["content"]["application/json"]
+    assert {"box", "points", "um"} <= body["examples"].keys()
+    assert schemas["SegmentBody"]["properties"]["prompts"]["maxItems"] == 256
+    assert {"/v1/segment", "/v1/slides/{slide_id}/prewarm", "/v1/slides/{slide_id}/region"} <= description[
+        "paths"
+    ].keys()
+    assert (await client.get("/docs")).status_code == 200
+
+
+def references(node: Any) -> list[str]:
+    """Every `$ref` within a JSON document."""
+    if isinstance(node, dict):
+        own = [node["$ref"]] if isinstance(node.get("$ref"), str) else []
+        return own + [found for value in node.values() for found in references(value)]
+    return [found for item in node for found in references(item)] if isinstance(node, list) else []
+
+
+def test_the_application_starts_and_ends_its_executor(app: FastAPI, executor: NumpyExecutor) -> None:
+    from starlette.testclient import TestClient
+
+    with TestClient(app) as client:
+        assert client.get("/healthz").text == "ok\n"
+        assert executor.warm
+    assert not executor.warm

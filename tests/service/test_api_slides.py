@@ -1,0 +1,106 @@
+"""The catalogue over HTTP."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+
+async def test_listing_has_what_a_client_needs_to_find_its_slide(client: httpx.AsyncClient, slides: Path) -> None:
+    page = (await client.get("/v1/slides")).json()
+    content = (slides / "tissue.tif").read_bytes()
+    size, mib = len(content), 1 << 20
+    digest = hashlib.sha256(b"%d\n" % size + content[:mib] + content[max(0, size - mib) :]).hexdigest()
+    (slide,) = page["slides"]
+    assert {key: slide[key] for key in ("name", "width", "height", "mpp", "fingerprint")} == {
+        "name": "tissue.tif",
+        "width": 1536,
+        "height": 1024,
+        "mpp": 0.5,
+        "fingerprint": digest,
+    }
+    assert page["next"] is None
+
+
+async def test_what_cannot_be_served_is_named_with_its_problem(client: httpx.AsyncClient) -> None:
+    (broken,) = (await client.get("/v1/slides")).json()["unreadable"]
+    assert (broken["name"], broken["problem"]["type"]) == ("broken.svs", "/problems/unreadable-slide")
+    answer = await client.get(f"/v1/slides/{broken['id']}")
+    assert (answer.status_code, answer.json()["type"]) == (422, "/problems/unreadable-slide")
+
+
+async def test_listing_goes_page_by_page(client: httpx.AsyncClient) -> None:
+    names, cursor = [], ""
+    for _ in range(3):
+        page = (await client.get("/v1/slides", params={"limit": 1, "cursor": cursor})).json()
+        names += [entry["name"] for entry in page["slides"] + page["unreadable"]]
+        cursor = page["next"]
+        if cursor is None:
+            break
+    assert sorted(names) == ["broken.svs", "tissue.tif"]
+
+
+async def test_one_slide_has_levels_and_warnings(client: httpx.AsyncClient, slide_id: str) -> None:
+    slide = (await client.get(f"/v1/slides/{slide_id}")).json()
+    assert [level["width"] for level in slide["levels"]][:2] == [1536, 768]
+    assert slide["bounds"] is None
+    assert slide["warnings"] == []
+
+
+async def test_thumbnail_keeps_the_shape(client: httpx.AsyncClient, slide_id: str) -> None:
+    answer = await client.get(f"/v1/slides/{slide_id}/thumbnail", params={"max": 150})
+    assert answer.headers["content-type"] == "image/jpeg"
+    assert Image.open(io.BytesIO(answer.content)).size == (150, 100)
+
+
+async def test_region_is_the_slides_pixels(client: httpx.AsyncClient, slide_id: str) -> None:
+    where = {"x": 100, "y": 200, "width": 64, "height": 32, "format": "png"}
+    answer = await client.get(f"/v1/slides/{slide_id}/region", params=where)
+    picture = np.asarray(Image.open(io.BytesIO(answer.content)))
+    y, x = np.mgrid[200:232, 100:164]
+    assert picture.shape == (32, 64, 3)
+    np.testing.assert_array_equal(picture[..., 2], (x + y) % 256)
+
+
+async def test_region_at_an_mpp_has_that_scale(client: httpx.AsyncClient, slide_id: str) -> None:
+    where = {"x": 0, "y": 0, "width": 512, "height": 256, "mpp": 2}
+    answer = await client.get(f"/v1/slides/{slide_id}/region", params=where)
+    assert Image.open(io.BytesIO(answer.content)).size == (128, 64)
+
+
+@pytest.mark.parametrize(
+    ("params", "status", "problem"),
+    [
+        ({"x": "nan", "y": 0, "width": 1, "height": 1}, 422, "invalid-number"),
+        ({"x": 0, "y": 0, "width": -1, "height": 1}, 422, "invalid-number"),
+        ({"x": 0, "y": 0, "width": "wide", "height": 1}, 422, "invalid-request"),
+        ({"x": 0, "y": 0, "width": 1}, 422, "invalid-request"),
+        ({"x": 0, "y": 0, "width": 1, "height": 1, "mpp": 100}, 422, "invalid-number"),
+        ({"x": 0, "y": 0, "width": 1, "height": 1, "format": "bmp"}, 422, "invalid-request"),
+        ({"x": 0, "y": 0, "width": 1e5, "height": 1e5}, 413, "image-too-large"),
+    ],
+)
+async def test_bad_regions_are_refused(
+    client: httpx.AsyncClient, slide_id: str, params: dict[str, object], status: int, problem: str
+) -> None:
+    answer = await client.get(f"/v1/slides/{slide_id}/region", params=params)  # type: ignore[arg-type]
+    assert (answer.status_code, answer.json()["type"]) == (status, f"/problems/{problem}")
+
+
+@pytest.mark.parametrize("path", ["x", "..", "%2e%2e%2f%2e%2e%2fetc%2fpasswd", "..%2Ftissue.tif", "tissue.tif", "%00"])
+async def test_no_id_leads_out_of_the_catalogue(client: httpx.AsyncClient, path: str) -> None:
+    for tail in ("", "/thumbnail"):
+        answer = await client.get(f"/v1/slides/{path}{tail}")
+        assert answer.status_code == 404
+        assert answer.json()["type"] in ("/problems/unknown-slide", "/problems/not-found")
+
+
+async def test_bad_cursor_is_refused(client: httpx.AsyncClient) -> None:
+    answer = await client.get("/v1/slides", params={"cursor": "!!"})
+    assert (answer.status_code, answer.json()["type"]) == (422, "/problems/invalid-request")

@@ -1,0 +1,91 @@
+"""`wsisam serve` as a process: real sockets, real signals, a numpy stand-in for the network."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+HERE = Path(__file__).parent
+PROGRAM = """
+import sys
+from stand_ins import NumpyExecutor
+from wsisam_service import assembly, cli
+assembly.load_backend = lambda settings: None
+assembly.build_executor = lambda settings, backend: NumpyExecutor()
+assembly.notes_of = lambda backend: ("model of numpy",)
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def server(slides: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A running server and its URL."""
+    command = [sys.executable, "-c", PROGRAM, "serve", "--slides", str(slides), "--port", "0"]
+    environment = os.environ | {"PYTHONPATH": str(HERE)}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None
+    url = ""
+    for line in process.stdout:
+        if found := re.search(r"listening on (http://\S+)", line):
+            url = found[1]
+            break
+    assert url, process.stderr.read() if process.stderr else ""
+    try:
+        yield process, url
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        if process.stderr:
+            process.stderr.close()
+
+
+def test_it_serves_and_ends_cleanly_at_ctrl_c(server: tuple[subprocess.Popen[str], str]) -> None:
+    process, url = server
+    assert httpx.get(f"{url}/readyz").status_code == 200
+    process.send_signal(signal.SIGINT)
+    _, log = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert "Traceback" not in log
+    lines = [json.loads(line) for line in log.splitlines()]
+    access = next(line for line in lines if line["logger"] == "wsisam.access")
+    assert (access["route"], access["status"]) == ("/readyz", 200)
+    assert access["x-request-id"]
+
+
+def test_a_client_that_offers_http2_keeps_its_body(server: tuple[subprocess.Popen[str], str]) -> None:
+    """As Java's HttpClient does by default."""
+    _, url = server
+    slide_id = httpx.get(f"{url}/v1/slides").json()["slides"][0]["id"]
+    body = json.dumps({"prompts": [{"box": [600, 400, 760, 520]}]})
+    head = (
+        f"POST /v1/slides/{slide_id}/segment HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\n"
+        "Upgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    address = httpx.URL(url)
+    assert address.port is not None
+    with socket.create_connection((address.host, address.port), timeout=30) as connection:
+        connection.sendall((head + body).encode())
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+
+
+def test_a_port_in_use_is_a_users_error(server: tuple[subprocess.Popen[str], str], slides: Path) -> None:
+    _, url = server
+    command = [sys.executable, "-c", PROGRAM, "serve", "--slides", str(slides), "--port", url.rpartition(":")[2]]
+    answer = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(HERE)}, check=False
+    )
+    assert answer.returncode == 2
+    assert answer.stderr.count("\n") == 1
+    assert "in use" in answer.stderr
