@@ -1,4 +1,4 @@
-"""Views in, embeddings out; prompts on embeddings in, masks out. Keeps nothing between calls: caching is the caller's."""
+"""Views in, embeddings out; prompts on embeddings in, masks out. Keeps nothing between calls; callers cache."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Predictor:
         self._encoder = load_image_encoder(config, base.image_encoder).to(self._device)
         network = WsiSam.from_weights(config.image_size, base.prompt_encoder, base.mask_decoder)
         trained = None if adapters is None else Adapters.from_state(adapters.state())
-        self._decoder = FastDecoder(network, trained).to(self._device).requires_grad_(False).eval()
+        self.decoder = FastDecoder(network, trained).to(self._device).requires_grad_(False).eval()
         self._calibration = _arrays(trained)
 
     @property
@@ -107,7 +107,7 @@ class Predictor:
             raise CheckpointError(f"an embedding with {channels} early channels is not one of {self.config.name}")
         E = embedding.embedding.to(self._device, torch.float32)
         with torch.inference_mode(), self._autocast(self._decoder_precision):
-            return self._decoder.prepare(E, embedding.early.to(self._device), embedding.view_size)
+            return self.decoder.prepare(E, embedding.early.to(self._device), embedding.view_size)
 
     def decode(self, requests: Sequence[DecodeRequest]) -> list[Decoded]:
         """The masks of any mixture of requests, in their order, each as if asked alone. Raises `PromptError`."""
@@ -121,9 +121,9 @@ class Predictor:
     def _decode_batch(self, requests: Sequence[DecodeRequest]) -> list[Decoded]:
         with torch.inference_mode():
             # Positions of prompts need float32 whatever the precision: bfloat16 holds 8 bits of them.
-            batch = collate(self._decoder, requests, self.config)
+            batch = collate(self.decoder, requests, self.config)
             with self._autocast(self._decoder_precision):
-                output = self._decoder(batch.layout, batch.inputs)
+                output = self.decoder(batch.layout, batch.inputs)
         return scatter(batch, requests, output, self._predict_iou)
 
     def _predict_iou(self, logits: Floats, view_size: tuple[int, int]) -> Floats:
