@@ -132,7 +132,7 @@ def _is_colour(colour: object) -> bool:
 
 
 def _polygon(rings: list[npt.NDArray[np.float64]]) -> Polygon:
-    """From rings (n, 2), the exterior first; arrays are several times faster here than lists of positions."""
+    """From rings (n, 2), the exterior first."""
     return Polygon(rings[0], rings[1:])
 
 
