@@ -87,7 +87,9 @@ def whole_level(slide: SlideReader, level: int) -> Pixels:
 
 @pytest.mark.parametrize("k", [-1, 0, 1, 2, 3])
 @pytest.mark.parametrize("place", [(0.5, 0.4), (0.03, 0.02), (0.99, 0.98)])
-@pytest.mark.parametrize("name", ["os-2-ki67-a.ome.tif", "tcga-cr-7395-01a-01-ts1.svs"])
+@pytest.mark.parametrize(
+    "name", ["cmu-1-small-region-pyramid.ome.tif", "tcga-cr-7395-01a-01-ts1.svs", "os-1-he.ome.tif"]
+)
 def test_view_agrees_with_a_plain_read_of_the_same_region(
     shared: Path, name: str, place: tuple[float, float], k: int
 ) -> None:
@@ -97,16 +99,16 @@ def test_view_agrees_with_a_plain_read_of_the_same_region(
     level = pixels_module._best_level(slide.info.levels, view.scale)
     size = slide.info.levels[level]
     plain = whole_level(slide, level)
-    factor = view.scale / size.downsample
-    if factor < 1:
-        expected = enlarged(plain, [value / size.downsample for value in view.origin_level0], factor)
+    origin = view.origin_level0[0] / size.downsample_x, view.origin_level0[1] / size.downsample_y
+    scale = view.scale / size.downsample_x, view.scale / size.downsample_y
+    if scale[0] < 1:
+        expected = enlarged(plain, origin, scale[0])
     else:
-        rectangle = (*(value / size.downsample for value in view.origin_level0), factor * 256, factor * 256)
-        expected = area_means(plain, rectangle, (256, 256))
+        expected = area_means(plain, (*origin, scale[0] * 256, scale[1] * 256), (256, 256))
     assert np.abs(read_view(slide, view) - expected).mean() <= TOLERANCE
 
 
-def enlarged(image: Pixels, origin: list[float], scale: float) -> npt.NDArray[np.float64]:
+def enlarged(image: Pixels, origin: tuple[float, float], scale: float) -> npt.NDArray[np.float64]:
     """256 x 256 pixels of `scale` source pixels each from `origin`, bilinear, on white."""
     left, top = (math.floor(start) - 1 for start in origin)
     source = on_white(image, left, top, left + 260, top + 260)
@@ -134,6 +136,15 @@ def test_fractional_origins_and_scales_land_where_they_say(origin: tuple[float, 
     expected = 75 + ((np.arange(side) + 0.5) * scale - 0.5) * slope
     assert np.abs(got[..., 0] - expected[None, :]).max() <= 2.0
     assert np.abs(got[..., 1] - expected[:, None]).max() <= 2.0
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.1, 1.25, 1.39, 1.41, 1.5, 1.75, 2.0, 2.5, 3.0, 3.9, 4.1, 6.5])
+def test_shrinking_is_near_to_area_means_on_the_sharpest_slide(shared: Path, scale: float) -> None:
+    slide = opened(shared / "data/slides/cmu-1-small-region.svs")
+    for origin in ((900.0, 900.0), (400.3, 900.55)):
+        rectangle = (*origin, scale * 256, scale * 256)
+        expected = area_means(whole_level(slide, 0), rectangle, (256, 256))
+        assert np.abs(read_rectangle(slide, rectangle, (256, 256)) - expected).mean() <= TOLERANCE
 
 
 def test_view_at_full_resolution_is_the_stored_pixels(tissue: Pixels) -> None:

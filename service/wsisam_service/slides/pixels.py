@@ -23,6 +23,8 @@ COARSER_TOLERANCE = 1.02
 """A level coarser by this little still counts as not coarser: scanners' 0.252 µm is meant as the ladder's 0.25 µm."""
 KEPT_DETAIL = 2
 """Whole-number reduction leaves at least this many pixels per output pixel to the antialiasing filter."""
+HAMMING_FROM = 1.4
+"""Level pixels per output pixel from which the Hamming window replaces bilinear."""
 BLOCK_PIXELS = 2048
 """Side of the blocks in which large areas are read before reduction, so that memory stays bounded."""
 
@@ -113,12 +115,12 @@ def _read_reduced(
 
 
 def _resample(pixels: RgbImage, rectangle: Rectangle, size: tuple[int, int]) -> RgbImage:
-    """`rectangle` of `pixels` as an image of `size`, antialiased.
+    """`rectangle` of `pixels` as an image of `size`, antialiased; means over areas within 2 grey levels.
 
-    Where much is averaged, Pillow's Hamming window comes closest to area and bicubic means alike. Near full
-    resolution it would snap to whole pixels; there bicubic keeps positions.
+    Of Pillow's kernels the Hamming window comes nearest to area means, but near full resolution it snaps to whole
+    pixels; there bilinear is nearest (1.7 grey levels at worst on the sharpest slide at hand, bicubic 2.7).
     """
     x, y, width, height = rectangle
-    averages = width >= KEPT_DETAIL * size[0] and height >= KEPT_DETAIL * size[1]
-    kernel = Image.Resampling.HAMMING if averages else Image.Resampling.BICUBIC
+    averages = min(width / size[0], height / size[1]) >= HAMMING_FROM
+    kernel = Image.Resampling.HAMMING if averages else Image.Resampling.BILINEAR
     return np.asarray(Image.fromarray(pixels).resize(size, kernel, box=(x, y, x + width, y + height)))
