@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import httpx
 from fastapi import FastAPI
 from stand_ins import NumpyExecutor
+
+from wsisam_service.errors import INTERNAL, METHOD_NOT_ALLOWED, PROBLEMS
 
 
 async def test_ready_only_while_the_model_is_warm(client: httpx.AsyncClient, executor: NumpyExecutor) -> None:
@@ -64,3 +68,9 @@ def test_the_application_starts_and_ends_its_executor(app: FastAPI, executor: Nu
         assert client.get("/healthz").text == "ok\n"
         assert executor.warm
     assert not executor.warm
+
+
+def test_the_documentation_has_every_problem_with_its_status() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "API.md").read_text()
+    told = set(re.findall(r"^\| `/problems/([a-z0-9-]+)` \| (\d{3}) \|", text, re.MULTILINE))
+    assert told == {(p.name, str(p.status)) for p in (*PROBLEMS.values(), METHOD_NOT_ALLOWED, INTERNAL)}

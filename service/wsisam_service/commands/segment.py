@@ -84,7 +84,7 @@ def _ask(client: SlideClient, prompts: Sequence[Prompt], common: Mapping[str, An
 
 
 def _write(path: Path | None, collection: Mapping[str, Any]) -> None:
-    content = orjson.dumps(collection, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    content = orjson.dumps(collection, option=orjson.OPT_APPEND_NEWLINE)
     if path is None:
         sys.stdout.buffer.write(content)
         return
