@@ -42,6 +42,8 @@ CHUNK = 64
 """Prompts asked for at once: enough for full batches, few enough that a click behind them does not wait long."""
 MAX_FOUND = 512
 """Most masks that are asked again with their own box."""
+EDGE_PX = 2
+"""What comes this near to the picture's border, in its own pixels or the view's, counts as cut by it."""
 
 _log = logging.getLogger(__name__)
 
@@ -250,5 +252,5 @@ def _passes(one: Found, size: tuple[int, int], body: AutomaskBody) -> bool:
     if body.include_image_edge:
         return True
     x0, y0, x1, y1 = one.box
-    margin = one.view.scale
+    margin = EDGE_PX * max(one.view.scale, 1.0)
     return x0 >= margin and y0 >= margin and x1 <= size[0] - margin and y1 <= size[1] - margin

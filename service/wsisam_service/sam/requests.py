@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 OutputType = Literal[
     "Single mask",
@@ -30,8 +30,8 @@ class PictureBody(_Body):
 class DetectBody(PictureBody):
     """`bbox` (x0, y0, x1, y1) has exclusive ends; a point means the pixel of that index. Neither is clipped."""
 
-    bbox: tuple[float, float, float, float] | None = Field(None)
-    point_coords: tuple[tuple[float, float], ...] = ()
+    bbox: tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat] | None = None
+    point_coords: tuple[tuple[FiniteFloat, FiniteFloat], ...] = ()
     point_labels: tuple[int, ...] = ()
     multimask_output: bool = False
 
@@ -40,10 +40,10 @@ class AutomaskBody(PictureBody):
     """Defaults are samapi's; crops and the batch size have no meaning here. Areas are in pixels of the picture."""
 
     points_per_side: int = Field(32, ge=1)
-    pred_iou_thresh: float = Field(0.88, allow_inf_nan=False)
-    stability_score_thresh: float = Field(0.95, allow_inf_nan=False)
-    stability_score_offset: float = Field(1.0, ge=0, allow_inf_nan=False)
-    box_nms_thresh: float = Field(0.7, allow_inf_nan=False)
+    pred_iou_thresh: FiniteFloat = 0.88
+    stability_score_thresh: FiniteFloat = 0.95
+    stability_score_offset: FiniteFloat = Field(1.0, ge=0)
+    box_nms_thresh: FiniteFloat = 0.7
     min_mask_region_area: int = Field(0, ge=0)
     output_type: OutputType = "Single mask"
     include_image_edge: bool = False
