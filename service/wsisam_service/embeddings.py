@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 from wsisam_service import metrics
 from wsisam_service.jobs import CacheTier
@@ -60,6 +60,21 @@ class EmbeddingStore(Protocol):
         ...
 
     async def aclose(self) -> None: ...
+
+
+class Claim(Protocol):
+    """The right to be the only one who makes the blob of a key, until it is released."""
+
+    async def release(self) -> None: ...
+
+
+@runtime_checkable
+class ClaimingStore(Protocol):
+    """What a store that several processes share also has, so that only one of them makes a blob."""
+
+    async def claim(self, key: str) -> bytes | Claim:
+        """The right to make the blob of `key`, or the blob that another process has made; waits while one makes it."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +160,14 @@ class TieredStore:
         for store in self._stores:
             await self._attempt(store, store.put(key, blob, self._ttl_s))
 
+    async def claim(self, key: str) -> Hit | Claim | None:
+        """See `ClaimingStore`. None where nobody shares this store, or sharing fails: then whoever asks goes ahead."""
+        for store in self._stores:
+            if isinstance(store, ClaimingStore):
+                claimed = await self._attempt(store, store.claim(key))
+                return Hit(claimed, store.tier) if isinstance(claimed, bytes) else claimed
+        return None
+
     async def tier_of(self, key: str) -> CacheTier | None:
         """The fastest tier that has `key`."""
         for store in self._stores:
@@ -184,7 +207,7 @@ class TieredStore:
 def open_store(
     spec: str, *, namespace: Literal["emb", "refine"], memory_bytes: int, folder_bytes: int, ttl_s: float | None = None
 ) -> TieredStore:
-    """The store that a setting names: "memory", or "folder:PATH" with memory in front.
+    """The store that a setting names: "memory", or "folder:PATH" or a URL of Redis with memory in front.
 
     `namespace` keeps embeddings and refine states apart, each with bounds of its own. Raises `ValueError`.
     """
@@ -194,8 +217,12 @@ def open_store(
         from wsisam_service.folder_store import FolderStore
 
         stores.append(FolderStore(Path(location) / namespace, folder_bytes))
+    elif kind.startswith("redis") and location:
+        from wsisam_service.redis_store import RedisStore
+
+        stores.append(RedisStore(spec, namespace))
     elif spec != "memory":
-        raise ValueError('the store is "memory" or "folder:PATH"')
+        raise ValueError('the store is "memory", "folder:PATH" or "redis://HOST:PORT/DB"')
     return TieredStore(stores, ttl_s=ttl_s)
 
 

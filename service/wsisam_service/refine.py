@@ -101,7 +101,7 @@ class RefineStates:
         pending = self._pending.get(refine_id)
         if pending is not None:
             return RefineState.from_bytes(pending.to_bytes())  # rounded as it will be, so that timing changes no mask
-        hit = await self._store.get(_key(refine_id))
+        hit = await self._store.get(refine_id)
         if hit is None:
             raise RefineExpired("the refine token has expired; send the whole prompt")
         try:
@@ -115,10 +115,6 @@ class RefineStates:
 
     async def _write(self, refine_id: str, state: RefineState) -> None:
         try:
-            await self._store.put(_key(refine_id), await asyncio.to_thread(state.to_bytes))
+            await self._store.put(refine_id, await asyncio.to_thread(state.to_bytes))
         finally:
             del self._pending[refine_id]
-
-
-def _key(refine_id: str) -> str:
-    return f"refine:{refine_id}"

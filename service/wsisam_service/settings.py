@@ -57,7 +57,7 @@ class Settings(BaseSettings):
     """Threads of the network; None leaves it to the engine."""
 
     store: str = "memory"
-    """Embedding store: "memory", "folder:PATH" or "redis://HOST:PORT/DB"."""
+    """Embedding store: "memory", "folder:PATH" or "redis://HOST:PORT/DB"; docs/SCALING.md has Redis's other URLs."""
     store_memory_bytes: int = Field(256 * MIB, ge=0)
     """Byte budget of embeddings in memory; one LiteMedSAM view is 3.3 MB."""
     store_folder_bytes: int = Field(10 * 1024 * MIB, ge=0)
@@ -107,7 +107,12 @@ class Settings(BaseSettings):
     @classmethod
     def _known_store(cls, value: str) -> str:
         kind, _, rest = value.partition(":")
-        if value == "memory" or (kind in ("folder", "redis", "rediss") and rest):
+        if value == "memory" or (kind == "folder" and rest):
+            return value
+        if kind.startswith("redis"):
+            from wsisam_service.redis_urls import check_url
+
+            check_url(value)
             return value
         raise ValueError('is "memory", "folder:PATH" or "redis://HOST:PORT/DB"')
 

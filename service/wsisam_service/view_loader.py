@@ -13,7 +13,7 @@ from wsisam_service import metrics
 from wsisam_service.backend import Backend, E, V
 from wsisam_service.batcher import Batcher, Lane
 from wsisam_service.device_cache import DeviceCache, ReadyView
-from wsisam_service.embeddings import Hit, TieredStore
+from wsisam_service.embeddings import Claim, Hit, TieredStore
 from wsisam_service.errors import Overloaded, UnknownModel
 from wsisam_service.jobs import CacheTier, PixelSource, Timings, ViewPixels
 
@@ -150,8 +150,16 @@ class ViewLoader(Generic[E, V]):
             backend = backend_of(self._backends, key)
             hit = await self._store.get(key)
             embedding = None if hit is None else await self._parsed(backend, hit)
+            claim = None
+            if embedding is None:
+                claimed = await self._store.claim(key)
+                if isinstance(claimed, Hit):  # another process has encoded it meanwhile
+                    hit = claimed
+                    embedding = await self._parsed(backend, hit)
+                else:
+                    claim = claimed
             if hit is None or embedding is None:
-                return await self._encode(flight, key, backend.config.name, pixels), "encoded"
+                return await self._encode(flight, key, backend.config.name, pixels, claim), "encoded"
             (work,) = self._batcher.submit(self._loads, backend.config.name, [embedding])
             flight.work = work
             ready = (await asyncio.wrap_future(work)).result
@@ -160,19 +168,27 @@ class ViewLoader(Generic[E, V]):
         finally:
             self._land(key, flight)
 
-    async def _encode(self, flight: _Flight[V], key: str, model: str, pixels: PixelSource) -> ReadyView[V]:
-        with self._batcher.admit(self._encodes.kind, 1):
-            started = time.perf_counter()
-            image = await pixels(key)
-            flight.spans.append(("read", started, time.perf_counter()))
-            (work,) = self._batcher.submit(self._encodes, model, [image])
-            flight.work = work
-            answer = await asyncio.wrap_future(work)
+    async def _encode(
+        self, flight: _Flight[V], key: str, model: str, pixels: PixelSource, claim: Claim | None
+    ) -> ReadyView[V]:
+        """Encode `key`; the claim on it is given back once it is stored, or cannot be made."""
+        try:
+            with self._batcher.admit(self._encodes.kind, 1):
+                started = time.perf_counter()
+                image = await pixels(key)
+                flight.spans.append(("read", started, time.perf_counter()))
+                (work,) = self._batcher.submit(self._encodes, model, [image])
+                flight.work = work
+                answer = await asyncio.wrap_future(work)
+        except BaseException:
+            if claim is not None:
+                await claim.release()
+            raise
         flight.spans.append(("queue", answer.submitted, answer.started))
         flight.spans.append(("encode", answer.started, answer.ended))
         embedding, ready = answer.result
         self._cache.put(key, ready)
-        self._write(key, embedding, ready)
+        self._writes[key] = ready, asyncio.create_task(self._write(key, embedding, claim))
         return ready
 
     async def _parsed(self, backend: Backend[E, V], hit: Hit) -> E | None:
@@ -184,16 +200,12 @@ class ViewLoader(Generic[E, V]):
             _log.warning("the %s store gave a blob that is no embedding: %r", hit.tier, error)
             return None
 
-    def _write(self, key: str, embedding: E, ready: ReadyView[V]) -> None:
-        if len(self._writes) >= MAX_WRITES:
-            metrics.STORE_ERRORS.inc()
-            _log.warning("the store is too slow; an embedding stays in L1 only")
-            return
-        task = asyncio.create_task(self._write_now(key, embedding))
-        self._writes[key] = ready, task
-
-    async def _write_now(self, key: str, embedding: E) -> None:
+    async def _write(self, key: str, embedding: E, claim: Claim | None) -> None:
         try:
+            if len(self._writes) > MAX_WRITES:
+                metrics.STORE_ERRORS.inc()
+                _log.warning("the store is too slow; an embedding stays in L1 only")
+                return
             blob = await asyncio.get_running_loop().run_in_executor(self._pool, embedding.to_bytes)
             await self._store.put(key, blob)
             for tier, nbytes in self._store.sizes().items():
@@ -201,6 +213,8 @@ class ViewLoader(Generic[E, V]):
         except Exception:
             _log.exception("an embedding could not be written")
         finally:
+            if claim is not None:
+                await claim.release()
             del self._writes[key]
 
     async def _settle(self) -> None:
