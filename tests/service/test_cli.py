@@ -50,6 +50,8 @@ def slide(slides: Path) -> str:
         ["segment", "{slide}", "--box", "1,2,30,40", "--url", "nonsense"],
         ["adapters", "a", "b", "c"],
         ["adapters", "nowhere.safetensors"],
+        ["parity", "nowhere.npz"],
+        ["parity", "{broken}"],
     ],
 )
 def test_a_users_error_is_one_line_and_exit_code_2(
@@ -63,7 +65,7 @@ def test_a_users_error_is_one_line_and_exit_code_2(
     assert error.strip().count("\n") == 0, error
 
 
-@pytest.mark.parametrize("command", [[], ["serve"], ["segment"], ["info"], ["adapters"]])
+@pytest.mark.parametrize("command", [[], ["serve"], ["segment"], ["info"], ["parity"], ["adapters"]])
 def test_help_is_readable(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main([*command, "--help"])

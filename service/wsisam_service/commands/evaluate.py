@@ -1,0 +1,78 @@
+"""`wsisam evaluate`: Dice and boundary scores of adapters by kind of prompt, beside the frozen SAM on the same views."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from tqdm import tqdm
+
+from wsisam_model.config import model_config
+from wsisam_service.commands.flags import UsageError, add_settings, settings_of
+from wsisam_service.commands.tissue_flags import add_tissue, progress_bar, tissue_of
+from wsisam_service.dataset import KINDS
+
+MODEL_SETTINGS = ("model", "adapters", "weights", "engine", "precision", "device", "threads")
+FIRST_CLICK = "points1"
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("evaluate", help="score adapters on annotated tissue", description=__doc__)
+    add_tissue(parser)
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FOLDER", help="report and pictures go there"
+    )
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help=", ".join(KINDS))
+    parser.add_argument("--clicks", type=int, default=20, metavar="N", help="objects to click on, 0 for none [20]")
+    parser.add_argument("--finer", action="store_true", help="boxes on views one step finer than the service takes")
+    parser.add_argument("--everything", action="store_true", help="score what is not held out as well")
+    add_settings(parser, MODEL_SETTINGS)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    from wsisam_model.evaluate import pictures
+    from wsisam_model.evaluate.report import Results, write_report
+    from wsisam_model.evaluate.scores import FROZEN, HR_LR, VARIANTS, Answers, score_cases, score_clicks, score_wrong_lr
+    from wsisam_model.registry import load_model
+    from wsisam_model.train.cache import EmbeddingCache
+
+    settings = settings_of(options)
+    rest, held = tissue_of(options, model_config(settings.model))
+    cases = [
+        case
+        for part in ((held, rest) if options.everything else (held,))
+        for case in part.cases(options.kinds, seed=options.seed, finer=options.finer)
+    ]
+    if not cases:
+        raise UsageError("nothing is held out: give --hold-out, --held-fraction or --everything")
+    model = {name: getattr(settings, name) for name in MODEL_SETTINGS if name != "model"}
+    predictor = load_model(settings.model, **model)
+    variants = VARIANTS if predictor.adapters else (FROZEN,)
+    cache = EmbeddingCache(options.cache, predictor.key_prefix, predictor.encode)
+    wide = predictor.adapters is not None
+    cache.fill(
+        (view for case in cases for view in ((case.sample.hr, case.sample.lr) if wide else (case.sample.hr,))),
+        progress_bar("encode"),
+    )
+    answers = Answers(predictor, cache)
+    scores = list(score_cases(answers, tqdm(cases, desc="score", disable=None), variants))
+    if wide:
+        scores += score_wrong_lr(answers, cases)
+    firsts = [case.sample for case in cases if case.kind == FIRST_CLICK][: options.clicks]
+    clicks = list(score_clicks(answers, tqdm(firsts, desc="click", disable=None), variants))
+    results = Results(
+        model=settings.model,
+        adapters=predictor.adapters.name if predictor.adapters else "none",
+        scores=scores,
+        clicks=clicks,
+        rejected=[(rejection.what, rejection.reason) for rejection in held.rejections],
+    )
+    write_report(results, options.output)
+    best = HR_LR if wide else FROZEN
+    pictures.contact_sheet(options.output / "contact_sheet.png", answers, cases, scores, best)
+    pictures.calibration_plot(options.output / "calibration.png", scores, best)
+    if clicks:
+        pictures.click_curves(options.output / "clicks.png", clicks)
+    print(f"written {options.output}/report.md, scores.json and pictures")
+    return 0

@@ -1,0 +1,125 @@
+"""`wsisam train`: adapters from annotated tissue, one safetensors file; the backbone stays frozen."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from wsisam_model.config import model_config
+from wsisam_service.commands.flags import UsageError, add_settings, settings_of
+from wsisam_service.commands.tissue_flags import add_tissue, progress_bar, tissue_of
+
+if TYPE_CHECKING:
+    from wsisam_model.adapters import Adapters
+    from wsisam_model.predictor import Predictor
+    from wsisam_model.train.recipe import Recipe
+    from wsisam_model.train.samples import Sample
+    from wsisam_model.train.trainer import Trainer
+
+MODEL_SETTINGS = ("model", "weights", "engine", "precision", "device", "threads")
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("train", help="train adapters on annotated tissue", description=__doc__)
+    add_tissue(parser)
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FILE", help="the adapters' safetensors file"
+    )
+    parser.add_argument(
+        "--run", type=Path, metavar="FOLDER", dest="run_folder", help="checkpoint, log and curve [OUTPUT.run]"
+    )
+    parser.add_argument(
+        "--start", default="fresh", metavar="FILE", help='"fresh", "default" (the shipped ones) or a file'
+    )
+    parser.add_argument("--licence", default="not stated", help="terms for the adapters, which the data decide")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="NAME=VALUE", dest="changes", help="changes of the recipe"
+    )
+    parser.add_argument("--finer", action="store_true", help="also views one step finer than the service takes")
+    add_settings(parser, MODEL_SETTINGS)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    from wsisam_model.checkpoints import load_base_weights, save_adapters
+    from wsisam_model.registry import base_weights_path, load_model
+    from wsisam_model.train.recipe import Recipe
+    from wsisam_model.train.start import finished_state
+
+    settings = settings_of(options)
+    try:
+        recipe = Recipe.from_settings([f"seed={options.seed}", *options.changes])
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    config = model_config(settings.model)
+    dataset, held = tissue_of(options, config)
+    samples = list(dataset.samples(seed=options.seed, finer=options.finer))
+    print(f"{dataset.size} objects on {len(samples)} views to train on, {held.size} objects held out")
+    model = {name: getattr(settings, name) for name in MODEL_SETTINGS if name != "model"}
+    predictor = load_model(settings.model, adapters="none", **model)
+    adapters = _start(options.start, predictor, recipe)
+    trainer = _trainer(options, predictor, adapters, recipe, samples)
+    _train(trainer)
+    base = load_base_weights(base_weights_path(config, settings.weights), config)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    save_adapters(
+        options.output,
+        finished_state(adapters),
+        model=settings.model,
+        base_sha256=base.sha256,
+        data=", ".join(sorted({tissue.image.group_name for tissue in dataset.tissues})),
+        licence=options.licence,
+    )
+    print(f"written {options.output}; checkpoint, log and curve in {trainer.folder}")
+    return 0
+
+
+def _start(choice: str, predictor: Predictor, recipe: Recipe) -> Adapters:
+    from wsisam_model.registry import load_model
+    from wsisam_model.train.start import fresh_adapters
+
+    if choice == "fresh":
+        return fresh_adapters(predictor.decoder.network, predictor.config, seed=recipe.seed)
+    trained = load_model(predictor.config.name, adapters=choice, device="cpu").decoder.adapters
+    if trained is None:
+        raise UsageError("no adapters are shipped for this model; start fresh")
+    return trained
+
+
+def _trainer(
+    options: argparse.Namespace, predictor: Predictor, adapters: Adapters, recipe: Recipe, samples: list[Sample]
+) -> Trainer:
+    from wsisam_model.train.cache import EmbeddingCache
+    from wsisam_model.train.forward import TrainingDecoder
+    from wsisam_model.train.trainer import Trainer
+
+    cache = EmbeddingCache(options.cache, predictor.key_prefix, predictor.encode)
+    wide = recipe.branches != "hr"
+    views = [view for sample in samples for view in ((sample.hr, sample.lr) if wide else (sample.hr,))]
+    cache.fill(views, progress_bar("encode"))
+    decoder = TrainingDecoder(predictor.decoder.network, adapters, predictor.config)
+    folder = options.run_folder or options.output.with_suffix(".run")
+    trainer = Trainer(decoder, samples, cache, recipe, folder)
+    try:
+        resumed = trainer.resume()
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if resumed:
+        print(f"resuming after step {trainer.step}")
+    return trainer
+
+
+def _train(trainer: Trainer) -> None:
+    from wsisam_model.evaluate.pictures import loss_curve
+
+    (trainer.folder / "recipe.json").write_text(trainer.recipe.to_json())
+    with tqdm(total=trainer.recipe.steps, initial=trainer.step, desc="train", disable=None) as bar:
+
+        def report(row: object) -> None:
+            bar.update()
+
+        trainer.run(report)
+    loss_curve(trainer.folder / "loss.png", trainer.log)
