@@ -55,6 +55,11 @@ def create_app(
     sam.install(app, settings, install_weights)
     problems.install(app)
     openapi.install(app)
-    app.add_middleware(LimitsMiddleware, max_body_bytes=settings.max_body_bytes, timeout_s=settings.request_timeout_s)
+    app.add_middleware(
+        LimitsMiddleware,
+        max_body_bytes=settings.max_body_bytes,
+        timeout_s=settings.request_timeout_s,
+        longer_s=sam.longer_timeouts(settings),
+    )
     app.add_middleware(RequestMiddleware)
     return app

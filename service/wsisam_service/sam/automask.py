@@ -7,9 +7,10 @@ with its own bounding box, so that a box need not fit an object to find it.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -38,8 +39,10 @@ BOX_SCALES = (4, 2, 1)
 """Sides of the boxes in cells of the grid, coarsest first: if the time runs out, the small ones are missing."""
 ROOM = 4 / 3
 """A box is planned as if it were this much larger, so that it keeps away from the borders of a view on the lattice."""
-CHUNK = 64
-"""Prompts asked for at once: enough for full batches, few enough that a click behind them does not wait long."""
+CHUNK, CHUNK_VIEWS = 64, 8
+"""Prompts asked for at once and the views they lie on: enough for full batches, few enough that a click behind them
+does not wait long, and that little is lost where the time runs out.
+"""
 MAX_FOUND = 512
 """Most masks that are asked again with their own box."""
 EDGE_PX = 2
@@ -178,11 +181,7 @@ async def _decode(scene: Scene, proposals: Sequence[Proposal], body: AutomaskBod
     views, frozen = scene.views, scene.offer.adapters is None
     multimask = scene.offer.config.multimask and body.output_type != "Single mask"
     found: list[Found] = []
-    for start in range(0, len(proposals), CHUNK):
-        if time.monotonic() > end:
-            _log.warning("automask out of time", extra={"asked": start, "proposals": len(proposals)})
-            break
-        chunk = proposals[start : start + CHUNK]
+    for chunk in chunks(proposals):
         jobs = [
             DecodeJob(
                 views.key(one.view),
@@ -195,12 +194,31 @@ async def _decode(scene: Scene, proposals: Sequence[Proposal], body: AutomaskBod
             )
             for one in chunk
         ]
-        results = await scene.executor.decode(jobs, views.pixels, Timings())
+        try:
+            async with asyncio.timeout(end - time.monotonic()):
+                results = await scene.executor.decode(jobs, views.pixels, Timings())
+        except TimeoutError:
+            _log.warning("automask out of time", extra={"proposals": len(proposals)})
+            break
         for proposal, result in zip(chunk, results, strict=True):
             if isinstance(result, Exception):
                 raise result
             found += _read(proposal.view, result, scene.size, body)
     return found
+
+
+def chunks(proposals: Sequence[Proposal]) -> Iterator[list[Proposal]]:
+    """Up to `CHUNK` proposals on up to `CHUNK_VIEWS` views, in order."""
+    chunk: list[Proposal] = []
+    views: set[View] = set()
+    for one in proposals:
+        if len(chunk) == CHUNK or len(views | {one.view}) > CHUNK_VIEWS:
+            yield chunk
+            chunk, views = [], set()
+        chunk.append(one)
+        views.add(one.view)
+    if chunk:
+        yield chunk
 
 
 def _read(view: View, result: DecodeResult, size: tuple[int, int], body: AutomaskBody) -> list[Found]:
