@@ -43,6 +43,8 @@ CHUNK, CHUNK_VIEWS = 64, 8
 """Prompts asked for at once and the views they lie on: enough for full batches, few enough that a click behind them
 does not wait long, and that little is lost where the time runs out.
 """
+FIRST_ROUND = 0.8
+"""Part of the time for boxes of the grid; the rest is for those that found something."""
 MAX_FOUND = 512
 """Most masks that are asked again with their own box."""
 EDGE_PX = 2
@@ -100,14 +102,17 @@ class Scene:
 
 async def find_all(scene: Scene, body: AutomaskBody, *, budget_s: float) -> list[Found]:
     """Every object found within `budget_s`, best first. Raises `Overloaded`."""
-    end = time.monotonic() + budget_s
+    start = time.monotonic()
     config = scene.offer.config
     if scene.trained_for_points:
-        found = await _decode(scene, point_proposals(scene.size, config, body.points_per_side), body, end)
+        points = point_proposals(scene.size, config, body.points_per_side)
+        found = await _decode(scene, points, body, start + budget_s)
     else:
-        first = await _decode(scene, box_proposals(scene.size, config, body.points_per_side), body, end)
+        boxes = box_proposals(scene.size, config, body.points_per_side)
+        first = await _decode(scene, boxes, body, start + FIRST_ROUND * budget_s)
         rough = suppress(first, body.box_nms_thresh)[:MAX_FOUND]
-        found = await _decode(scene, [Proposal(one.view, box=one.box) for one in rough], body, end)
+        again = [Proposal(one.view, box=one.box) for one in rough]
+        found = rough + await _decode(scene, again, body, start + budget_s)
     good = [one for one in found if _passes(one, scene.size, body)]
     return suppress(good, body.box_nms_thresh)
 
@@ -196,6 +201,7 @@ async def _decode(scene: Scene, proposals: Sequence[Proposal], body: AutomaskBod
         ]
         try:
             async with asyncio.timeout(end - time.monotonic()):
+                await asyncio.sleep(0)  # no work is started that has no time
                 results = await scene.executor.decode(jobs, views.pixels, Timings())
         except TimeoutError:
             _log.warning("automask out of time", extra={"proposals": len(proposals)})
