@@ -29,7 +29,7 @@ class Golden:
         try:
             with np.load(path, allow_pickle=False) as file:
                 self._arrays: dict[str, npt.NDArray[np.generic]] = {key: file[key] for key in file.files}
-        except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile) as error:
             raise CheckpointError(f"{path.name}: not a readable file of golden vectors") from error
         self._thinned: dict[str, tuple[str, int]] = {}
         for key in self._arrays:

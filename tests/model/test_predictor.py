@@ -1,0 +1,193 @@
+"""The predictor on random weights: what goes in and comes out, batches, blobs, refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+import torch
+
+from wsisam_model.adapters import Adapter, Adapters
+from wsisam_model.checkpoints import AdapterWeights, BaseWeights
+from wsisam_model.config import model_config
+from wsisam_model.errors import CheckpointError, ModelError, PromptError
+from wsisam_model.image_encoder import build_image_encoder
+from wsisam_model.network import WsiSam
+from wsisam_model.predictor import Decoded, DecodeRequest, DecoderView, Embedding, Predictor
+from wsisam_model.prompts import Prompt
+
+CONFIG = model_config("lite_medsam")
+
+
+@pytest.fixture(scope="module")
+def base() -> BaseWeights:
+    torch.manual_seed(5)
+    network = WsiSam(256)
+    encoder = build_image_encoder(CONFIG)
+    parts = (encoder, network.prompt_encoder, network.mask_decoder)
+    return BaseWeights("ab" * 32, *(dict(part.state_dict()) for part in parts))
+
+
+@pytest.fixture(scope="module")
+def predictor(base: BaseWeights) -> Predictor:
+    torch.manual_seed(6)
+    hr, lr = Adapter(160).state_dict(), Adapter(160).state_dict()
+    weights = AdapterWeights("random", "cd" * 32, {}, dict(hr), dict(lr))
+    return Predictor(CONFIG, base, weights, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def views(predictor: Predictor) -> tuple[DecoderView, DecoderView]:
+    generator = torch.Generator().manual_seed(7)
+    E, X = torch.randn(2, 256, 64, 64, generator=generator), torch.randn(2, 160, 64, 64, generator=generator)
+    hr, lr = (predictor.prepare(Embedding(E[i], X[i], (256, 256))) for i in range(2))
+    return hr, lr
+
+
+def assert_alike(ours: Decoded, alone: Decoded) -> None:
+    for name in ("logits", "predicted_iou", "sam_logits_hr", "sam_logits_lr", "lr_logits"):
+        value, expected = getattr(ours, name), getattr(alone, name)
+        if expected is None:
+            assert value is None
+        else:
+            assert value.dtype == np.float32
+            np.testing.assert_allclose(value, expected, atol=1e-4)
+
+
+def test_a_mixed_call_answers_each_request_as_if_alone(
+    predictor: Predictor,
+    views: tuple[DecoderView, DecoderView],
+    prompts: Mapping[str, Prompt],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hr, lr = views
+    requests = [
+        DecodeRequest(hr, lr, prompts["masks and point"], lr_sam=True),
+        DecodeRequest(lr, None, prompts["box"], frozen=True),
+        DecodeRequest(hr, lr, prompts["points"], lr_mask=True, multimask=True),
+        DecodeRequest(lr, None, prompts["points and box"]),
+        DecodeRequest(lr, hr, prompts["many points"]),
+        DecodeRequest(hr, None, prompts["mask"], frozen=True, multimask=True),
+    ]
+    alone = [predictor.decode([request])[0] for request in requests]
+    monkeypatch.setattr(predictor, "max_batch", 4)
+    for ours, expected in zip(predictor.decode(requests), alone, strict=True):
+        assert_alike(ours, expected)
+    assert [answer.logits.shape[0] for answer in alone] == [1, 1, 3, 1, 1, 3]
+    assert [answer.sam_logits_lr is not None for answer in alone] == [True, False, True, False, False, False]
+    assert [answer.lr_logits is not None for answer in alone] == [False, False, True, False, False, False]
+
+
+def test_frozen_answers_are_sams_own_masks_best_first(
+    predictor: Predictor, views: tuple[DecoderView, DecoderView], prompts: Mapping[str, Prompt]
+) -> None:
+    several, one = predictor.decode(
+        [DecodeRequest(views[0], None, prompts["box"], frozen=True, multimask=many) for many in (True, False)]
+    )
+    assert list(several.predicted_iou) == sorted(several.predicted_iou, reverse=True)
+    np.testing.assert_array_equal(several.logits[0], several.sam_logits_hr)
+    np.testing.assert_array_equal(one.logits[0], one.sam_logits_hr)
+
+
+def test_fused_masks_are_rated_by_their_stability(
+    predictor: Predictor, views: tuple[DecoderView, DecoderView], prompts: Mapping[str, Prompt]
+) -> None:
+    (answer,) = predictor.decode([DecodeRequest(*views, prompts["box"])])
+    inner, outer = (answer.logits[0] > 1).sum(), (answer.logits[0] > -1).sum()
+    assert answer.predicted_iou[0] == pytest.approx(inner / max(outer, 1))
+
+
+def test_encoding_gives_each_view_its_embedding(predictor: Predictor) -> None:
+    images = np.random.default_rng(8).integers(0, 256, (2, 256, 192, 3), dtype=np.uint8)
+    first, second = predictor.encode(list(images))
+    assert first.view_size == (256, 192)
+    assert (first.embedding.shape, first.early.shape) == ((256, 64, 64), (160, 64, 64))
+    torch.testing.assert_close(second.embedding, predictor.encode([images[1]])[0].embedding)
+
+
+def test_an_embedding_survives_its_blob_in_half_precision() -> None:
+    embedding = Embedding(torch.randn(256, 64, 64), torch.randn(160, 64, 64), (384, 512))
+    back = Embedding.from_bytes(embedding.to_bytes())
+    assert back.view_size == (384, 512)
+    torch.testing.assert_close(back.early.float(), embedding.early, atol=0.01, rtol=0.001)
+    assert len(embedding.to_bytes()) < 3_410_000
+
+
+@pytest.mark.parametrize("damage", [lambda blob: blob[:-1], lambda blob: b"", lambda blob: b"\x08" + blob[1:]])
+def test_a_damaged_blob_is_refused(damage: object) -> None:
+    blob = Embedding(torch.zeros(256, 64, 64), torch.zeros(160, 64, 64), (256, 256)).to_bytes()
+    assert callable(damage)
+    with pytest.raises(CheckpointError):
+        Embedding.from_bytes(damage(blob))
+
+
+def test_a_blob_of_another_shape_is_refused() -> None:
+    blob = Embedding(torch.zeros(256, 32, 32), torch.zeros(160, 64, 64), (256, 256)).to_bytes()
+    with pytest.raises(CheckpointError, match="shapes"):
+        Embedding.from_bytes(blob)
+
+
+def test_an_embedding_of_another_model_is_refused(predictor: Predictor) -> None:
+    with pytest.raises(CheckpointError, match="768"):
+        predictor.prepare(Embedding(torch.zeros(256, 64, 64), torch.zeros(768, 64, 64), (256, 256)))
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        Prompt(),
+        Prompt(points=((1.0, 1.0),), labels=()),
+        Prompt(points=((1.0, 1.0),), labels=(-1,)),
+        Prompt(box=(0.0, 0.0, float("nan"), 9.0)),
+        Prompt(mask_hr=np.zeros((64, 64), np.float32)),
+    ],
+    ids=["empty", "no label", "label -1", "nan", "mask of wrong size"],
+)
+def test_a_prompt_the_network_cannot_take_is_refused(
+    predictor: Predictor, views: tuple[DecoderView, DecoderView], prompt: Prompt
+) -> None:
+    with pytest.raises(PromptError):
+        predictor.decode([DecodeRequest(views[0], None, prompt)])
+
+
+def test_view_keys_name_the_encoders_precision_only(base: BaseWeights) -> None:
+    assert Predictor(CONFIG, base, device="cpu").key_prefix == "lite_medsam:abababababab:1"
+    assert Predictor(CONFIG, base, device="cpu", precision="bfloat16/float32").key_prefix.endswith(":1-bf16")
+    assert Predictor(CONFIG, base, device="cpu", precision="float32/bfloat16").key_prefix.endswith(":1")
+
+
+def test_reduced_precision_of_the_decoder_stays_near(
+    base: BaseWeights, predictor: Predictor, prompts: Mapping[str, Prompt]
+) -> None:
+    embedding = Embedding(torch.randn(256, 64, 64), torch.randn(160, 64, 64), (256, 256))
+    half = Predictor(CONFIG, base, device="cpu", precision="float32/bfloat16")
+    answers = [
+        each.decode([DecodeRequest(each.prepare(embedding), None, prompts["points"], frozen=True)])[0].logits
+        for each in (half, predictor)
+    ]
+    assert np.abs(answers[0] - answers[1]).max() < 0.05 * np.abs(answers[1]).max() + 0.05
+
+
+@pytest.mark.parametrize("wrong", [{"precision": "int8"}, {"engine": "magic"}, {"device": "abacus"}])
+def test_an_unknown_choice_is_named(base: BaseWeights, wrong: dict[str, str]) -> None:
+    with pytest.raises(ModelError, match=next(iter(wrong.values()))):
+        Predictor(CONFIG, base, **wrong)
+
+
+def test_trained_prompt_vectors_serve_the_adapters_but_not_the_frozen_model(base: BaseWeights) -> None:
+    torch.manual_seed(9)
+    adapters = Adapters(Adapter(160), Adapter(160))
+    state = dict(adapters.state_dict()) | {"prompt.point_embeddings.1.weight": torch.ones(1, 256)}
+    branches = [{key[3:]: value for key, value in state.items() if key.startswith(part)} for part in ("hr.", "lr.")]
+    trained = {"point_embeddings.1.weight": torch.ones(1, 256)}
+    point = Prompt(points=((9.0, 9.0),), labels=(1,))
+    E, X = torch.randn(256, 64, 64), torch.randn(160, 64, 64)
+    answers = []
+    for prompt in ({}, trained):
+        predictor = Predictor(CONFIG, base, AdapterWeights("x", "", {}, *branches, prompt), device="cpu")
+        view = predictor.prepare(Embedding(E, X, (256, 256)))
+        requests = [DecodeRequest(view, None, point, frozen=frozen) for frozen in (False, True)]
+        answers.append(predictor.decode(requests))
+    assert np.abs(answers[0][0].logits - answers[1][0].logits).max() > 1e-3
+    np.testing.assert_array_equal(answers[0][1].logits, answers[1][1].logits)
