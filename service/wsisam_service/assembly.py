@@ -1,4 +1,4 @@
-"""The one place that builds a service from its settings: model, executor, catalogue, application. Imports torch."""
+"""The one place that builds a service or a worker from its settings. Torch comes in with a model in this process."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from wsisam_service.app import create_app
 from wsisam_service.backend import PredictorBackend
 from wsisam_service.embeddings import TieredStore, open_store
 from wsisam_service.executor import LocalExecutor
+from wsisam_service.jobs import Executor
+from wsisam_service.remote_executor import RemoteExecutor
 from wsisam_service.settings import MIB, Settings, SettingsError
 from wsisam_service.slides.catalogue import Catalogue
+from wsisam_service.worker import create_worker
 
 REFINE_MEMORY_BYTES, REFINE_FOLDER_BYTES = 64 * MIB, 256 * MIB
 """Budgets of refine states, a quarter of a megabyte each."""
@@ -30,11 +33,26 @@ class Service:
 
 
 def build_service(settings: Settings) -> Service:
-    """The whole gateway with its executor in this process. Raises what `build_executor` raises."""
-    backend = load_backend(settings)
+    """The whole gateway, with its executor in this process or behind `worker_url`.
+
+    Raises what `load_backend` and `build_executor` raise.
+    """
+    executor: Executor
+    if settings.worker_url:
+        token = settings.worker_token.get_secret_value()
+        executor = RemoteExecutor(settings.worker_url, token, timeout_s=settings.request_timeout_s)
+        notes: tuple[str, ...] = (f"the model runs behind {settings.worker_url}",)
+    else:
+        backend = load_backend(settings)
+        executor, notes = build_executor(settings, backend), notes_of(backend)
     catalogue = Catalogue(settings.slides, tile_cache_bytes=settings.tile_cache_bytes, open_slides=settings.open_slides)
-    app = create_app(settings, catalogue, build_executor(settings, backend))
-    return Service(app, notes_of(backend))
+    return Service(create_app(settings, catalogue, executor), notes)
+
+
+def build_worker(settings: Settings) -> Service:
+    """The executor behind HTTP. Raises what `load_backend` and `build_executor` raise."""
+    backend = load_backend(settings)
+    return Service(create_worker(settings, build_executor(settings, backend)), notes_of(backend))
 
 
 def load_backend(settings: Settings) -> PredictorBackend:

@@ -68,10 +68,19 @@ class Settings(BaseSettings):
     """Byte budget of decoder-ready views in device memory."""
     tile_cache_bytes: int = Field(256 * MIB, ge=0)
     """Byte budget of decoded slide tiles."""
+    iiif_cache_bytes: int = Field(64 * MIB, ge=0)
+    """Byte budget of encoded tiles for viewers; a JPEG tile has some 50 kB."""
+    iiif_origins: Annotated[tuple[str, ...], NoDecode] = ("*",)
+    """Origins whose pages may read tiles (CORS). IIIF wants all; empty for none but the service's own page."""
     open_slides: int = Field(64, ge=1)
     """Slides held open at once."""
     refine_ttl_s: int = Field(3600, ge=1)
     """Life of a refine token: a coffee break, not a night."""
+
+    worker_url: str = ""
+    """Worker, or router of workers, that runs the model for `serve`; empty: it runs in the gateway's process."""
+    worker_token: SecretStr = SecretStr("")
+    """What gateways and workers share so that workers answer nobody else."""
 
     max_encodes: int = Field(64, ge=1)
     """Views at the encoder, waiting ones included, before requests are refused: on two cores some 20 s of work."""
@@ -97,7 +106,7 @@ class Settings(BaseSettings):
     """Signs refine tokens and hides fingerprints in view keys. If empty, a random one signs the tokens of this
     process only, and the fingerprints are not hidden."""
 
-    @field_validator("slides", "sam_weights_hosts", mode="before")
+    @field_validator("slides", "sam_weights_hosts", "iiif_origins", mode="before")
     @classmethod
     def _split_list(cls, value: object) -> object:
         """Environment variables hold one text; commas separate its parts."""

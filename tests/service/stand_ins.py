@@ -104,8 +104,10 @@ class NumpyExecutor:
 
     async def _decode(self, job: DecodeJob, pixels: PixelSource) -> DecodeResult:
         side = MODELS[self.model].image_size
-        cache_hr = await self._fetch(job.hr, pixels)
-        cache_lr = await self._fetch(job.lr, pixels) if job.lr else None
+        keys = [key for key in (job.hr, job.lr) if key is not None]
+        found = await asyncio.gather(*(self._fetch(key, pixels) for key in keys), return_exceptions=True)
+        tiers = [_raised(one) for one in found]
+        cache_hr, cache_lr = tiers[0], tiers[1] if job.lr else None
         prompt = self._with_earlier(job)
         mask = _ellipse(prompt.box, side) if prompt.box else _discs(prompt, side)
         refine_id = f"r{len(self.refinable)}"
@@ -124,6 +126,12 @@ class NumpyExecutor:
             raise RefineExpired("the earlier answer is gone") from None
         points, labels = earlier.points + job.prompt.points, earlier.labels + job.prompt.labels
         return Prompt(job.prompt.box or earlier.box, points, labels)
+
+
+def _raised(found: CacheTier | BaseException) -> CacheTier:
+    if isinstance(found, BaseException):
+        raise found
+    return found
 
 
 def _ellipse(box: tuple[float, float, float, float], side: int) -> np.ndarray[Any, Any]:

