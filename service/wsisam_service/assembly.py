@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from fastapi import FastAPI
 
+from wsisam_service import metrics
 from wsisam_service.app import create_app
 from wsisam_service.backend import PredictorBackend
 from wsisam_service.embeddings import TieredStore, open_store
@@ -68,7 +69,20 @@ def load_backend(settings: Settings) -> PredictorBackend:
         weights=settings.weights,
         threads=settings.threads,
     )
+    if predictor.device.startswith("cuda"):
+        _watch_device_memory(predictor.device)
     return PredictorBackend(predictor)
+
+
+def _watch_device_memory(device: str) -> None:
+    import torch
+
+    def used() -> float:
+        free, total = torch.cuda.mem_get_info(device)
+        return float(total - free)
+
+    metrics.DEVICE_MEMORY.labels("used").set_function(used)
+    metrics.DEVICE_MEMORY.labels("total").set(torch.cuda.mem_get_info(device)[1])
 
 
 def build_executor(settings: Settings, backend: PredictorBackend) -> LocalExecutor[Any, Any]:

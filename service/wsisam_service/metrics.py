@@ -26,5 +26,6 @@ BATCH_SIZE = Histogram("wsisam_batch_size", "Items in one device call (encode, d
 QUEUE_DEPTH = Gauge("wsisam_queue_depth", "Items waiting for the device (encode, decode).", ("kind",))
 INFLIGHT = Gauge("wsisam_inflight", "Work admitted and not yet answered (encode, decode, request).", ("kind",))
 
-CACHE_BYTES = Gauge("wsisam_cache_bytes", "Bytes held by a cache (l1, memory, folder, tiles).", ("tier",))
+CACHE_BYTES = Gauge("wsisam_cache_bytes", "Bytes held by a cache (l1, memory, folder, tiles, iiif).", ("tier",))
+DEVICE_MEMORY = Gauge("wsisam_device_memory_bytes", "Memory of the GPU (used by all processes, total).", ("state",))
 STORE_ERRORS = Counter("wsisam_store_errors_total", "Calls of an embedding store that failed or took too long.")
