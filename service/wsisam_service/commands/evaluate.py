@@ -1,4 +1,4 @@
-"""`wsisam evaluate`: Dice and boundary scores of adapters by kind of prompt, beside the frozen SAM on the same views."""
+"""`wsisam evaluate`: Dice and boundary scores of adapters by kind of prompt, beside the frozen SAM's."""
 
 from __future__ import annotations
 

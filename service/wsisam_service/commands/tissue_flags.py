@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -60,7 +61,7 @@ def tissue_of(options: argparse.Namespace, config: ModelConfig) -> tuple[Dataset
 
 def progress_bar(label: str) -> Callable[[int, int], None]:
     """A tqdm bar for callers that report (done, total)."""
-    bars: list[tqdm] = []
+    bars: list[Any] = []
 
     def report(done: int, total: int) -> None:
         if not bars:

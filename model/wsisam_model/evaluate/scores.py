@@ -1,0 +1,157 @@
+"""One answer after another against the ground truth."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from wsisam_model.embedding import Embedding
+from wsisam_model.evaluate.metrics import boundary_f, dice, iou
+from wsisam_model.predictor import Decoded, DecodeRequest, DecoderView, Predictor
+from wsisam_model.preprocessing import upscale_logits
+from wsisam_model.prompts import Prompt
+from wsisam_model.train import draws
+from wsisam_model.train.samples import Case, Mask, Pixels, Sample
+
+Embed = Callable[[Pixels], Embedding]
+"""The embedding of a view, from a cache or from the encoder."""
+
+FROZEN, HR, HR_LR, WRONG_LR = "frozen", "HR", "HR+LR", "HR+wrong LR"
+VARIANTS = (FROZEN, HR, HR_LR)
+MAX_CLICKS = 20
+CLICK_TARGETS = (0.85, 0.90)
+_KEPT_VIEWS = 16
+"""Decoder-ready views kept; 12 MB or more each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One answer. Dice, IoU and boundary F within the HR view; `fill` above 1 is an object that does not fit it."""
+
+    object_id: str
+    dataset: str
+    group: str
+    kind: str
+    variant: str
+    dice: float
+    iou: float
+    boundary_f: float
+    predicted_iou: float
+    area_um2: float
+    fill: float
+    cut: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Clicks:
+    """Dice after each click on one object, up to `MAX_CLICKS`; the last value holds on where a mask became right."""
+
+    object_id: str
+    dataset: str
+    group: str
+    variant: str
+    dice: tuple[float, ...]
+
+    def needed(self, target: float) -> int | None:
+        """Clicks until Dice reached `target`, None if never."""
+        return next((i + 1 for i, value in enumerate(self.dice) if value >= target), None)
+
+
+class Answers:
+    """A predictor with a few prepared views at hand."""
+
+    def __init__(self, predictor: Predictor, embed: Embed) -> None:
+        self.predictor, self._embed = predictor, embed
+        self._views: OrderedDict[int, tuple[Pixels, DecoderView]] = OrderedDict()
+
+    def decode(self, sample: Sample, prompt: Prompt, variant: str, *, wrong_lr: Pixels | None = None) -> Decoded:
+        """The answer of one variant; `wrong_lr` takes the place of the LR view."""
+        lr = None
+        if variant == HR_LR:
+            lr = self._view(sample.lr)
+        elif variant == WRONG_LR:
+            assert wrong_lr is not None
+            lr = self._view(wrong_lr)
+        request = DecodeRequest(self._view(sample.hr), lr, prompt, frozen=variant == FROZEN, lr_sam=lr is not None)
+        return self.predictor.decode([request])[0]
+
+    def mask(self, decoded: Decoded, sample: Sample) -> Mask:
+        """The answer's mask in view pixels."""
+        logits = upscale_logits(decoded.logits[:1], self.predictor.config, sample.mask.shape)
+        return np.asarray(logits[0] > 0)
+
+    def _view(self, pixels: Pixels) -> DecoderView:
+        key = id(pixels)
+        if key not in self._views:
+            # The pixels are kept along with the view, so that their id is not given to others meanwhile.
+            self._views[key] = (pixels, self.predictor.prepare(self._embed(pixels)))
+            if len(self._views) > _KEPT_VIEWS:
+                self._views.popitem(last=False)
+        self._views.move_to_end(key)
+        return self._views[key][1]
+
+
+def score_cases(answers: Answers, cases: Iterable[Case], variants: Sequence[str] = VARIANTS) -> Iterator[Score]:
+    """Scores of every case by every variant, on the same views."""
+    for case in cases:
+        for variant in variants:
+            decoded = answers.decode(case.sample, case.prompt, variant)
+            yield _score(case, variant, decoded, answers.mask(decoded, case.sample))
+
+
+def score_wrong_lr(answers: Answers, cases: Sequence[Case]) -> Iterator[Score]:
+    """HR+LR with another object's LR view in place of the right one: what the LR view is really worth."""
+    for case, other in zip(cases, [*cases[len(cases) // 2 :], *cases[: len(cases) // 2]], strict=True):
+        decoded = answers.decode(case.sample, case.prompt, WRONG_LR, wrong_lr=other.sample.lr)
+        yield _score(case, WRONG_LR, decoded, answers.mask(decoded, case.sample))
+
+
+def score_clicks(
+    answers: Answers, samples: Iterable[Sample], variants: Sequence[str] = VARIANTS, *, with_masks: bool = True
+) -> Iterator[Clicks]:
+    """A user who clicks where the answer is most wrong, from the object's middle on. As `refine` does, each click adds
+    to the earlier ones; `with_masks` also gives SAM's logits of the last answer along.
+    """
+    for sample in samples:
+        for variant in variants:
+            values = tuple(_click_through(answers, sample, variant, with_masks))
+            last = values[-1] if values else 0.0
+            full = values + (last,) * (MAX_CLICKS - len(values))
+            yield Clicks(sample.object_id, sample.dataset, sample.group, variant, full)
+
+
+def _click_through(answers: Answers, sample: Sample, variant: str, with_masks: bool) -> Iterator[float]:
+    answer: Mask = np.zeros_like(sample.mask)
+    prompt = Prompt()
+    for _ in range(MAX_CLICKS):
+        click = draws.next_click(sample.mask, answer)
+        if click is None:
+            return
+        place, label = click
+        prompt = replace(prompt, points=(*prompt.points, place), labels=(*prompt.labels, label))
+        decoded = answers.decode(sample, prompt, variant)
+        answer = answers.mask(decoded, sample)
+        if with_masks:
+            prompt = replace(prompt, mask_hr=decoded.sam_logits_hr, mask_lr=decoded.sam_logits_lr)
+        yield dice(answer, sample.mask)
+
+
+def _score(case: Case, variant: str, decoded: Decoded, mask: Mask) -> Score:
+    sample = case.sample
+    return Score(
+        object_id=sample.object_id,
+        dataset=sample.dataset,
+        group=sample.group,
+        kind=case.kind,
+        variant=variant,
+        dice=dice(mask, sample.mask),
+        iou=iou(mask, sample.mask),
+        boundary_f=boundary_f(mask, sample.mask),
+        predicted_iou=float(decoded.predicted_iou[0]),
+        area_um2=sample.area_um2,
+        fill=sample.fill,
+        cut=sample.cut,
+    )

@@ -1,0 +1,86 @@
+"""Prompts drawn from an object's mask, as a user might give them. Torch-free.
+
+Coordinates are (x, y) in the index frame of the mask they are drawn from: the centre of pixel i is at i, so the
+tight box of a single pixel i is (i - 0.5, i + 0.5).
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from wsisam_model.prompts import MASK_SIDE
+from wsisam_model.train.samples import Mask
+
+Box = tuple[float, float, float, float]
+Point = tuple[float, float]
+
+NEGATIVE_REACH = 0.5
+"""Negative points lie within the tight box grown by this part of its sides: near misses, not far background."""
+
+
+def tight_box(mask: Mask) -> Box:
+    """Smallest box (x0, y0, x1, y1) around the object's pixels; raises ValueError for an empty mask."""
+    ys, xs = np.nonzero(mask)
+    if not xs.size:
+        raise ValueError("an empty mask has no box")
+    return float(xs.min()) - 0.5, float(ys.min()) - 0.5, float(xs.max()) + 0.5, float(ys.max()) + 0.5
+
+
+def noisy_box(box: Box, noise: float, rng: np.random.Generator) -> Box:
+    """`box` with its centre moved by up to noise/2 of its sides and its sides changed by up to `noise` (METHOD 5)."""
+    x0, y0, x1, y1 = box
+    sides = np.array((x1 - x0, y1 - y0))
+    centre = np.array((x0 + x1, y0 + y1)) / 2 + rng.uniform(-noise / 2, noise / 2, 2) * sides
+    half = sides * (1 + rng.uniform(-noise, noise, 2)) / 2
+    (left, top), (right, bottom) = centre - half, centre + half
+    return float(left), float(top), float(right), float(bottom)
+
+
+def positive_points(mask: Mask, count: int, rng: np.random.Generator) -> tuple[Point, ...]:
+    """`count` different pixels of the object, uniformly; fewer where it has fewer."""
+    return _pixels(mask, count, rng)
+
+
+def negative_points(mask: Mask, count: int, rng: np.random.Generator) -> tuple[Point, ...]:
+    """`count` pixels beside the object, uniformly within its box grown by `NEGATIVE_REACH`."""
+    x0, y0, x1, y1 = tight_box(mask)
+    reach_x, reach_y = NEGATIVE_REACH * (x1 - x0), NEGATIVE_REACH * (y1 - y0)
+    near = np.zeros_like(mask)
+    near[max(0, int(y0 - reach_y)) : int(y1 + reach_y) + 1, max(0, int(x0 - reach_x)) : int(x1 + reach_x) + 1] = True
+    return _pixels(near & ~mask, count, rng)
+
+
+def next_click(mask: Mask, answer: Mask) -> tuple[Point, int] | None:
+    """The click a careful user would add: the innermost pixel of the largest region where `answer` is wrong, with
+    label 1 where the object was missed and 0 where too much was taken. None when the answer is right.
+    """
+    wrong = mask != answer
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(wrong.astype(np.uint8), connectivity=4)
+    if count == 1:
+        return None
+    largest = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
+    region = np.pad((labels == largest).astype(np.uint8), 1)
+    depth = cv2.distanceTransform(region, cv2.DIST_L2, 5)[1:-1, 1:-1]
+    y, x = np.unravel_index(int(np.argmax(depth)), depth.shape)
+    return (float(x), float(y)), int(mask[y, x])
+
+
+def noisy_mask(mask: Mask, rng: np.random.Generator, *, strength: float = 8.0) -> npt.NDArray[np.float32]:
+    """A mask prompt as a mediocre earlier answer would leave it: blurred, shifted edges, logits of about ±`strength`,
+    float32 (256, 256) in the model frame. `mask` is square.
+    """
+    small = cv2.resize(mask.astype(np.float32), (MASK_SIDE, MASK_SIDE), interpolation=cv2.INTER_AREA)
+    sigma = float(rng.uniform(2.0, 6.0))
+    soft = cv2.GaussianBlur(small, (0, 0), sigma)
+    grain = np.asarray(rng.standard_normal(small.shape), np.float32)
+    wobble = np.asarray(cv2.GaussianBlur(grain, (0, 0), 4 * sigma), np.float32)
+    wobble *= rng.uniform(0.1, 0.3) / max(1e-6, float(wobble.std()))
+    return np.asarray(strength * np.tanh(4 * (soft - 0.5 + wobble)), np.float32)
+
+
+def _pixels(mask: Mask, count: int, rng: np.random.Generator) -> tuple[Point, ...]:
+    ys, xs = np.nonzero(mask)
+    chosen = rng.permutation(xs.size)[:count]
+    return tuple((float(xs[i]), float(ys[i])) for i in chosen)

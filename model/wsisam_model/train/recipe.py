@@ -1,0 +1,58 @@
+"""Everything that decides how a training goes, in one place; it is written beside the weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Literal, Self
+
+Branches = Literal["hr", "lr", "both"]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Defaults are what docs/TRAINING.md found best. Rates and chances are between 0 and 1."""
+
+    steps: int = 1200
+    samples_per_step: int = 2
+    prompts_per_sample: int = 2
+    learning_rate: float = 1e-3
+    lr_branch_rate: float = 1e-3
+    """Learning rate of the LR branch's tensors."""
+    prompt_rate: float = 2e-4
+    """Learning rate of the prompt encoder's vectors that are trained along; 0 leaves them frozen."""
+    warmup: int = 20
+    clip: float = 5.0
+    """Largest norm of the gradient."""
+    seed: int = 0
+
+    branches: Branches = "both"
+    """Which branch learns; with "lr" the HR set given to start from stays as it is."""
+    hr_dropout: float = 0.1
+    """Chance that a prompt is answered without the HR token, so that the LR token has to know something."""
+    lr_dropout: float = 0.3
+    """Chance that a prompt is answered without the LR view, so that HR alone keeps working."""
+
+    boxes: float = 0.4
+    """Share of box prompts; the rest are points."""
+    box_noise: float = 0.25
+    """Boxes are noisy by up to this, uniformly; a fifth of them is tight."""
+    corrected: float = 0.3
+    """Share of the point prompts whose last click is put where the answer to the others was wrong."""
+    with_mask: float = 0.5
+    """Chance that such a corrected prompt also brings along SAM's logits of that answer, as `refine` does."""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_settings(cls, settings: list[str]) -> Self:
+        """The default recipe with `NAME=VALUE` changes. ValueError names a setting that there is not."""
+        types = {field.name: type(getattr(cls(), field.name)) for field in fields(cls)}
+        changes = {}
+        for setting in settings:
+            name, _, value = setting.partition("=")
+            if name not in types:
+                raise ValueError(f"a recipe has no {name!r}; it has {', '.join(types)}")
+            changes[name] = types[name](value)
+        return replace(cls(), **changes)

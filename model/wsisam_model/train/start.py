@@ -1,0 +1,46 @@
+"""Where training starts from, and what it leaves behind."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from wsisam_model.adapters import Adapter, Adapters, TrainedPrompt
+from wsisam_model.config import ModelConfig
+from wsisam_model.network import WsiSam
+
+TRAINED_VECTORS = ("point_embeddings.0.weight", "point_embeddings.1.weight", "not_a_point_embed.weight")
+"""Vectors of the prompt encoder that say "background point", "object point" and "no box": LiteMedSAM never learned
+them. The box corners stay frozen."""
+
+
+def fresh_adapters(base: WsiSam, config: ModelConfig, *, seed: int) -> Adapters:
+    """Adapters that answer exactly as the frozen SAM does: the HR and LR tokens start as mask token 0 and the last
+    layer of their MLP at zero. The rest of each branch starts at random.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        adapters = Adapters(
+            Adapter(config.early_channels), Adapter(config.early_channels), TrainedPrompt(TRAINED_VECTORS)
+        )
+    with torch.no_grad():
+        for branch in (adapters.hr, adapters.lr):
+            branch.hf_token.weight.copy_(base.mask_decoder.mask_tokens.weight[:1])
+            last = branch.hf_mlp.layers[-1]
+            assert isinstance(last, nn.Linear)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+        frozen = base.prompt_encoder.state_dict()
+        adapters.prompt.load_state_dict({name: frozen[name] for name in TRAINED_VECTORS})
+    return adapters
+
+
+def finished_state(adapters: Adapters) -> dict[str, Tensor]:
+    """The tensors to save. The LR branch's fusion and mask features carry no loss (its token does), so it gets those of
+    the HR branch: they make the LR mask from the same sum of tokens.
+    """
+    state = {key: tensor.detach().clone() for key, tensor in adapters.state_dict().items()}
+    for key in list(state):
+        if key.startswith("lr.") and not key.startswith(("lr.hf_token", "lr.hf_mlp")):
+            state[key] = state["hr." + key.removeprefix("lr.")].clone()
+    return state

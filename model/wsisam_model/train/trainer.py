@@ -1,0 +1,237 @@
+"""Training of adapters: a step, a run of steps, and its checkpoint.
+
+Every step draws from a random stream of its own, made of the seed and the step's number. A run that was interrupted
+and resumed is therefore the same as one that was not.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from wsisam_model.embedding import Embedding
+from wsisam_model.prompt_encoder import GRID
+from wsisam_model.prompts import Prompt
+from wsisam_model.train import draws
+from wsisam_model.train.forward import CELL, Query, TrainingDecoder, Window
+from wsisam_model.train.losses import mask_loss
+from wsisam_model.train.recipe import Recipe
+from wsisam_model.train.samples import Pixels, Sample
+
+Embed = Callable[[Pixels], Embedding]
+"""The embedding of a view, from a cache."""
+
+WINDOW_MARGIN = 1.5
+"""A window is this much larger than the object, so that what lies around it counts too."""
+MIN_WINDOW, MAX_WINDOW = 20, 48
+"""Sides of windows in cells."""
+POINT_COUNTS = (1, 1, 1, 2, 3, 3, 4, 5, 5, 6, 7, 8, 10)
+CHECKPOINT_EVERY = 100
+
+
+@dataclass(frozen=True, slots=True)
+class StepLog:
+    """One row of the log. Losses are means over the step's prompts; NaN where a kind did not occur."""
+
+    step: int
+    loss: float
+    box_loss: float
+    point_loss: float
+    learning_rate: float
+
+
+class Trainer:
+    """Trains `decoder.adapters` in place on `samples`. Writes `checkpoint.pt` and `log.csv` into `folder`."""
+
+    def __init__(
+        self,
+        decoder: TrainingDecoder,
+        samples: Sequence[Sample],
+        embed: Embed,
+        recipe: Recipe,
+        folder: Path,
+    ) -> None:
+        if not samples:
+            raise ValueError("there is nothing to train on")
+        self.decoder, self.samples, self.recipe, self.folder = decoder, samples, recipe, folder
+        self._embed = embed
+        self.weights = _sampling_weights(samples)
+        self.step = 0
+        self.log: list[StepLog] = []
+        self._rates, groups = [], []
+        for rate, parameters in _parameter_groups(decoder, recipe):
+            self._rates.append(rate)
+            groups.append({"params": parameters, "lr": rate})
+        self.optimiser = torch.optim.AdamW(groups, weight_decay=0.0)
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def run(self, progress: Callable[[StepLog], None] = lambda row: None, *, until: int | None = None) -> None:
+        """Train up to step `until`, or to the recipe's end; `progress` hears of every step."""
+        end = self.recipe.steps if until is None else min(until, self.recipe.steps)
+        while self.step < end:
+            row = self._one_step()
+            self.log.append(row)
+            progress(row)
+            if self.step % CHECKPOINT_EVERY == 0 or self.step == end:
+                self.save()
+
+    def save(self) -> None:
+        """Write the checkpoint and the log; never half of them."""
+        state = {
+            "step": self.step,
+            "recipe": self.recipe.to_json(),
+            "adapters": self.decoder.adapters.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "log": [asdict(row) for row in self.log],
+        }
+        partial = self.folder / "checkpoint.part"
+        torch.save(state, partial)
+        partial.replace(self.folder / "checkpoint.pt")
+        with (self.folder / "log.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(StepLog.__dataclass_fields__))
+            writer.writeheader()
+            writer.writerows(asdict(row) for row in self.log)
+
+    def resume(self) -> bool:
+        """Continue from the folder's checkpoint, if there is one of this very recipe; ValueError for another's."""
+        path = self.folder / "checkpoint.pt"
+        if not path.is_file():
+            return False
+        state = torch.load(path, weights_only=True)
+        if state["recipe"] != self.recipe.to_json():
+            raise ValueError(f"{path.name} was made by another recipe; start in another folder")
+        self.decoder.adapters.load_state_dict(state["adapters"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step = state["step"]
+        self.log = [StepLog(**row) for row in state["log"]]
+        return True
+
+    def _one_step(self) -> StepLog:
+        rng = np.random.default_rng([self.recipe.seed, self.step])
+        scale = self._schedule()
+        for group, rate in zip(self.optimiser.param_groups, self._rates, strict=True):
+            group["lr"] = rate * scale
+        chosen = rng.choice(len(self.samples), self.recipe.samples_per_step, replace=False, p=self.weights)
+        queries, truths = [], []
+        for index in chosen:
+            for query, truth in self._queries(self.samples[index], rng):
+                queries.append(query)
+                truths.append(truth)
+        answers = self.decoder(queries)
+        losses = torch.stack([mask_loss(a.logits, truth) for a, truth in zip(answers, truths, strict=True)])
+        self.optimiser.zero_grad()
+        torch.autograd.backward(losses.mean())
+        parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, self.recipe.clip)
+        self.optimiser.step()
+        self.step += 1
+        boxes = torch.tensor([query.prompt.box is not None for query in queries])
+        values = losses.detach()
+        return StepLog(
+            self.step,
+            float(values.mean()),
+            float(values[boxes].mean()),
+            float(values[~boxes].mean()),
+            self.recipe.learning_rate * scale,
+        )
+
+    def _schedule(self) -> float:
+        """Linear warm-up, then a cosine down to nothing."""
+        warm = min(1.0, (self.step + 1) / max(1, self.recipe.warmup))
+        return warm * 0.5 * (1 + math.cos(math.pi * self.step / self.recipe.steps))
+
+    def _queries(self, sample: Sample, rng: np.random.Generator) -> list[tuple[Query, Tensor]]:
+        hr, lr = self._embed(sample.hr), self._embed(sample.lr)
+        window = window_around(sample, rng)
+        truth = torch.from_numpy(sample.mask[window.pixels]).float()
+        pairs = []
+        for _ in range(self.recipe.prompts_per_sample):
+            prompt = self._prompt(sample, hr, lr, rng)
+            with_lr, without_hr = self._branches(rng)
+            query = Query(hr, lr if with_lr else None, prompt, window, hr_token_weight=0.0 if without_hr else 1.0)
+            pairs.append((query, truth))
+        return pairs
+
+    def _branches(self, rng: np.random.Generator) -> tuple[bool, bool]:
+        """Whether this prompt sees its LR view, and whether it is answered without the HR token."""
+        if self.recipe.branches == "hr":
+            return False, False
+        drop_lr, drop_hr = rng.random(2) < (self.recipe.lr_dropout, self.recipe.hr_dropout)
+        return (True, bool(drop_hr)) if not drop_lr or self.recipe.branches == "lr" else (False, False)
+
+    def _prompt(self, sample: Sample, hr: Embedding, lr: Embedding, rng: np.random.Generator) -> Prompt:
+        recipe = self.recipe
+        if rng.random() < recipe.boxes:
+            noise = 0.0 if rng.random() < 0.2 else float(rng.uniform(0, recipe.box_noise))
+            return Prompt(box=draws.noisy_box(draws.tight_box(sample.mask), noise, rng))
+        count = int(rng.choice(POINT_COUNTS))
+        negatives = int(rng.integers(1, 4)) if rng.random() < 0.4 else 0
+        positive = draws.positive_points(sample.mask, count, rng)
+        negative = draws.negative_points(sample.mask, negatives, rng)
+        prompt = Prompt(points=(*positive, *negative), labels=(1,) * len(positive) + (0,) * len(negative))
+        return self._corrected(prompt, sample, hr, lr, rng) if rng.random() < recipe.corrected else prompt
+
+    def _corrected(
+        self, prompt: Prompt, sample: Sample, hr: Embedding, lr: Embedding, rng: np.random.Generator
+    ) -> Prompt:
+        """`prompt` and one click more, where the present adapters answer it wrongly."""
+        with torch.no_grad():
+            (answer,) = self.decoder([Query(hr, lr if self.recipe.branches != "hr" else None, prompt)])
+        click = draws.next_click(sample.mask, (answer.logits > 0).numpy())
+        if click is None:
+            return prompt
+        place, label = click
+        mask = answer.sam.numpy() if rng.random() < self.recipe.with_mask else None
+        return Prompt(points=(*prompt.points, place), labels=(*prompt.labels, label), mask_hr=mask)
+
+
+def window_around(sample: Sample, rng: np.random.Generator) -> Window:
+    """A random window that holds the object as far as it fits."""
+    x0, y0, x1, y1 = draws.tight_box(sample.mask)
+    side = math.ceil(WINDOW_MARGIN * max(x1 - x0, y1 - y0) / CELL)
+    side = min(MAX_WINDOW, max(MIN_WINDOW, side))
+
+    def place(low: float, high: float) -> int:
+        first, last = math.ceil(high / CELL) - side, math.floor(low / CELL)
+        if first > last:
+            first, last = last, first
+        first, last = max(0, min(first, GRID - side)), max(0, min(last, GRID - side))
+        return int(rng.integers(first, last + 1))
+
+    return Window(place(y0, y1), place(x0, x1), side)
+
+
+def _sampling_weights(samples: Sequence[Sample]) -> npt.NDArray[np.float64]:
+    """Chance of each sample: sets count by the root of their size, so that small ones are heard."""
+    sizes: dict[str, int] = {}
+    for sample in samples:
+        sizes[sample.dataset] = sizes.get(sample.dataset, 0) + 1
+    weights = np.array([sizes[sample.dataset] ** -0.5 for sample in samples])
+    return np.asarray(weights / weights.sum())
+
+
+def _parameter_groups(decoder: TrainingDecoder, recipe: Recipe) -> list[tuple[float, list[nn.Parameter]]]:
+    """(learning rate, tensors) of what learns; everything else is frozen here."""
+    adapters = decoder.adapters
+    adapters.requires_grad_(False)
+    groups: list[tuple[float, list[nn.Parameter]]] = []
+    if recipe.branches in ("hr", "both"):
+        groups.append((recipe.learning_rate, list(adapters.hr.parameters())))
+    if recipe.branches in ("lr", "both"):
+        # The LR branch gives its token only: its fusion and mask features are for LR masks, which carry no loss here.
+        tokens = [*adapters.lr.hf_token.parameters(), *adapters.lr.hf_mlp.parameters()]
+        groups.append((recipe.lr_branch_rate, tokens))
+    if recipe.branches != "lr" and recipe.prompt_rate:
+        groups.append((recipe.prompt_rate, list(adapters.prompt.parameters())))
+    for _, parameters in groups:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+    return [group for group in groups if group[1]]

@@ -1,0 +1,158 @@
+"""Annotated tissue for training and evaluation: outlines in level-0 pixels, from label images or QuPath GeoJSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import rasterio.features
+import shapely
+import shapely.geometry
+from affine import Affine
+from shapely.geometry.base import BaseGeometry
+
+from wsisam_service.errors import InvalidRequest
+from wsisam_service.views import Box, View
+
+Labels = npt.NDArray[np.uint16]
+"""Instance labels (H, W), 0 is background."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Something left out of training, and why."""
+
+    what: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AnnotatedObject:
+    """`outline` is a polygon or several, in level-0 pixel edges; `cut` where the image's border cuts it."""
+
+    object_id: str
+    outline: BaseGeometry
+    cut: bool
+
+    @property
+    def bounds(self) -> Box:
+        x0, y0, x1, y1 = self.outline.bounds
+        return x0, y0, x1, y1
+
+    def in_view(self, view: View) -> npt.NDArray[np.bool_]:
+        """Pixels of `view` whose centre lies in the object, bool (S, S)."""
+        x0, y0 = view.origin_level0
+        transform = Affine(view.scale, 0.0, x0, 0.0, view.scale, y0)
+        shape = (view.side, view.side)
+        burnt = rasterio.features.rasterize([(self.outline, 1)], out_shape=shape, transform=transform, dtype="uint8")
+        return np.asarray(burnt, bool)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AnnotatedImage:
+    """One slide or image with its objects. `mpp` overrides the file's own pixel size where it has none."""
+
+    name: str
+    dataset: str
+    group: str
+    path: Path
+    mpp: float | None
+    objects: tuple[AnnotatedObject, ...]
+    labels: Labels | None = None
+    """The label image the objects come from, to check its size and place against the pixels."""
+
+    @property
+    def group_name(self) -> str:
+        """Name of the patient or slide in splits."""
+        return f"{self.dataset}/{self.group}"
+
+
+def read_source(source: str) -> list[AnnotatedImage]:
+    """The annotated images of one `--data` argument.
+
+    `SLIDE=FILE.geojson` pairs a slide with QuPath annotations. A folder holds `meta.json`, `images/` and `masks/`
+    with instance labels, as the shared data do. Raises `InvalidRequest` for anything else.
+    """
+    if "=" in source:
+        slide, _, annotations = source.rpartition("=")
+        return [read_geojson(Path(slide), Path(annotations))]
+    folder = Path(source)
+    if not (folder / "meta.json").is_file():
+        raise InvalidRequest(f"{folder.name!r} has no meta.json; give such a folder, or SLIDE=ANNOTATIONS.geojson")
+    return read_label_folder(folder)
+
+
+def read_label_folder(folder: Path) -> list[AnnotatedImage]:
+    """Images with instance label PNGs. The patient, or else the group, or else the whole set is the unit of splits."""
+    meta = json.loads((folder / "meta.json").read_text())
+    images = []
+    for entry in meta["images"]:
+        read = cv2.imread(str(folder / entry["mask"]), cv2.IMREAD_UNCHANGED)
+        if read is None or read.ndim != 2 or read.dtype not in (np.uint8, np.uint16):
+            raise InvalidRequest(f"{entry['mask']} of {folder.name} is not an image of instance labels")
+        labels = np.asarray(read, np.uint16)
+        name = Path(entry["image"]).stem
+        images.append(
+            AnnotatedImage(
+                name=name,
+                dataset=folder.name,
+                group=str(entry.get("patient", entry.get("group", "all"))),
+                path=folder / entry["image"],
+                mpp=meta.get("microns_per_pixel"),
+                objects=tuple(objects_of_labels(labels, f"{folder.name}/{name}")),
+                labels=labels,
+            )
+        )
+    return images
+
+
+def objects_of_labels(labels: Labels, prefix: str) -> Iterator[AnnotatedObject]:
+    """One object per label, its outline along pixel edges."""
+    height, width = labels.shape
+    boxes = label_boxes(labels)
+    for label, (x0, y0, x1, y1) in boxes.items():
+        crop = (labels[y0:y1, x0:x1] == label).astype(np.uint8)
+        shapes = rasterio.features.shapes(crop, mask=crop > 0, transform=Affine.translation(x0, y0))
+        outline = shapely.union_all([shapely.geometry.shape(geometry) for geometry, _ in shapes])
+        yield AnnotatedObject(f"{prefix}/{label}", outline, cut=x0 == 0 or y0 == 0 or x1 == width or y1 == height)
+
+
+def label_boxes(labels: Labels) -> dict[int, tuple[int, int, int, int]]:
+    """Bounding box (x0, y0, x1, y1) of every label but 0."""
+    ys, xs = np.nonzero(labels)
+    values = labels[ys, xs]
+    order = np.argsort(values, kind="stable")
+    ys, xs, values = ys[order], xs[order], values[order]
+    names, starts = np.unique(values, return_index=True)
+    ends = [*starts[1:], values.size]
+    return {
+        int(name): (
+            int(xs[start:end].min()),
+            int(ys[start:end].min()),
+            int(xs[start:end].max()) + 1,
+            int(ys[start:end].max()) + 1,
+        )
+        for name, start, end in zip(names, starts, ends, strict=True)
+    }
+
+
+def read_geojson(slide: Path, annotations: Path) -> AnnotatedImage:
+    """A slide with the areas of a QuPath GeoJSON (a FeatureCollection, a list, or one Feature), in level-0 pixels.
+
+    Lines and points are passed over. The slide is its own unit of splits.
+    """
+    document = json.loads(annotations.read_text())
+    features = document.get("features", [document]) if isinstance(document, dict) else document
+    objects = []
+    for number, feature in enumerate(features):
+        geometry = feature.get("geometry") or {}
+        if geometry.get("type") not in ("Polygon", "MultiPolygon"):
+            continue
+        outline = shapely.make_valid(shapely.geometry.shape(geometry))
+        objects.append(AnnotatedObject(f"{slide.stem}/{feature.get('id', number)}", outline, cut=False))
+    return AnnotatedImage(slide.stem, slide.stem, slide.stem, slide, None, tuple(objects))
