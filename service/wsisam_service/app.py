@@ -8,9 +8,10 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
-from wsisam_service.api import health, image, openapi, prewarm, problems, sam, segment, slides
+from wsisam_service.api import health, iiif, image, openapi, prewarm, problems, sam, segment, slides
 from wsisam_service.api.deps import Services
 from wsisam_service.api.middleware import LimitsMiddleware, RequestMiddleware
+from wsisam_service.iiif_pictures import Pictures
 from wsisam_service.jobs import Executor
 from wsisam_service.prewarm import BackgroundEncodes
 from wsisam_service.sam.weights import Install
@@ -31,6 +32,7 @@ def create_app(
     """
 
     encodes = BackgroundEncodes(executor)
+    pictures = Pictures(settings.iiif_cache_bytes)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -38,6 +40,7 @@ def create_app(
             await executor.warm_up()
             yield
         finally:
+            pictures.close()
             await encodes.aclose()
             await executor.aclose()
 
@@ -52,6 +55,7 @@ def create_app(
     app.state.services = Services(settings, catalogue, executor, Segmenter(executor, settings), encodes)
     for routes in (slides, segment, prewarm, image, health):
         app.include_router(routes.router)
+    iiif.install(app, pictures)
     sam.install(app, settings, install_weights)
     problems.install(app)
     openapi.install(app)

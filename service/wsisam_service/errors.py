@@ -69,6 +69,9 @@ class BodyTooLarge(ServiceError): ...
 class ImageTooLarge(ServiceError): ...
 
 
+class InvalidImageRequest(ServiceError): ...
+
+
 class UnsupportedMediaType(ServiceError): ...
 
 
@@ -135,6 +138,7 @@ PROBLEMS: dict[type[Exception], Problem] = {
     RefineExpired: Problem("refine-expired", 410, "The refine token has expired"),
     BodyTooLarge: Problem("body-too-large", 413, "The request body is too large"),
     ImageTooLarge: Problem("image-too-large", 413, "The image has too many pixels"),
+    InvalidImageRequest: Problem("invalid-image-request", 400, "The IIIF request is not understood"),
     UnsupportedMediaType: Problem("unsupported-media-type", 415, "The content type is not understood"),
     Unauthorized: Problem("unauthorized", 401, "Credentials are missing or wrong"),
     Forbidden: Problem("forbidden", 403, "Not allowed"),

@@ -1,0 +1,117 @@
+"""Pictures of slides for IIIF clients: drawn in threads of their own, and held encoded, bounded in bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import os
+import threading
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from wsisam_service import metrics
+from wsisam_service.errors import Overloaded
+from wsisam_service.iiif import ImageRequest
+from wsisam_service.slides.catalogue import Slide
+from wsisam_service.slides.pixels import read_rectangle
+from wsisam_service.slides.reader import RgbImage
+
+JPEG_QUALITY = 85
+MAX_WAITING = 256
+"""Pictures waiting to be drawn before requests are refused: some seconds of work."""
+MEDIA_TYPES = {"jpg": "image/jpeg", "png": "image/png"}
+_VERSION = "1"
+"""Part of every ETag; changes when the same request gives other pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPicture:
+    content: bytes
+    media_type: str
+
+
+class Pictures:
+    """Draws pictures of slides, and keeps the least recently used ones within `max_bytes`."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._held: OrderedDict[str, EncodedPicture] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+        # One core stays free for clicks; the codecs of one picture spread over the readers' own threads anyway.
+        self._threads = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), thread_name_prefix="iiif")
+        self._waiting = 0
+
+    def held(self, etag: str) -> EncodedPicture | None:
+        """The picture of `etag`, where it is in memory."""
+        with self._lock:
+            picture = self._held.get(etag)
+            if picture is not None:
+                self._held.move_to_end(etag)
+            return picture
+
+    async def draw(self, etag: str, slide: Slide, request: ImageRequest) -> EncodedPicture:
+        """Raises `UnreadableSlide`, and `Overloaded` where too many wait. Cancelling drops what has not started."""
+        if self._waiting >= MAX_WAITING:
+            raise Overloaded("too many tiles are waiting to be drawn", retry_after_s=2)
+        self._waiting += 1
+        try:
+            loop = asyncio.get_running_loop()
+            picture = await loop.run_in_executor(self._threads, _draw, slide, request)
+        finally:
+            self._waiting -= 1
+        self._keep(etag, picture)
+        return picture
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _keep(self, etag: str, picture: EncodedPicture) -> None:
+        with self._lock:
+            if etag in self._held or len(picture.content) > self._max_bytes:
+                return
+            self._held[etag] = picture
+            self._bytes += len(picture.content)
+            while self._bytes > self._max_bytes:
+                self._bytes -= len(self._held.popitem(last=False)[1].content)
+            metrics.CACHE_BYTES.labels("iiif").set(self._bytes)
+
+
+def etag_of(slide: Slide, request: ImageRequest) -> str:
+    """A strong ETag: the slide's content and the request, so that it is known before anything is drawn."""
+    digest = hashlib.sha256(f"{_VERSION}\n{slide.fingerprint}\n{request}".encode()).hexdigest()
+    return f'"{digest[:32]}"'
+
+
+def _draw(slide: Slide, request: ImageRequest) -> EncodedPicture:
+    picture = _read(slide, request)
+    if request.mirrored:
+        picture = picture[:, ::-1]
+    image = Image.fromarray(np.ascontiguousarray(np.rot90(picture, -request.quarter_turns)))
+    if request.quality in ("gray", "bitonal"):
+        image = image.convert("L")
+    if request.quality == "bitonal":
+        image = image.point([0] * 128 + [255] * 128, "1" if request.format == "png" else "L")
+    buffer = io.BytesIO()
+    if request.format == "jpg":
+        image.save(buffer, "JPEG", quality=JPEG_QUALITY)
+    else:
+        image.save(buffer, "PNG", compress_level=1)
+    return EncodedPicture(buffer.getvalue(), MEDIA_TYPES[request.format])
+
+
+def _read(slide: Slide, request: ImageRequest) -> RgbImage:
+    """uint8 (height, width, 3). What is a piece of a level as it stands is read without resampling."""
+    x, y, width, height = request.region
+    for index, level in enumerate(slide.info.levels):
+        left, top = x / level.downsample_x, y / level.downsample_y
+        same_x = left.is_integer() and request.size[0] * level.downsample_x == width
+        same_y = top.is_integer() and request.size[1] * level.downsample_y == height
+        if same_x and same_y:
+            return slide.read_region(index, int(left), int(top), *request.size)
+    return read_rectangle(slide, (float(x), float(y), float(width), float(height)), request.size)
