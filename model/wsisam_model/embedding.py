@@ -28,6 +28,10 @@ class Embedding:
     early: Tensor
     view_size: tuple[int, int]
 
+    def halved(self) -> Embedding:
+        """In float16, as `from_bytes` gives it back, on the device it is on."""
+        return Embedding(self.embedding.half(), self.early.half(), self.view_size)
+
     def to_bytes(self) -> bytes:
         """A safetensors blob of float16, which moves the logits by at most 0.01 (METHOD.md section 6)."""
         tensors = {"embedding": self.embedding, "early": self.early}

@@ -183,7 +183,8 @@ class PredictorBackend:
         return self._predictor.warnings
 
     def encode(self, images: Sequence[ViewPixels]) -> Sequence[Embedding]:
-        return self._predictor.encode(images)
+        # Rounded as the stores keep them, so that a mask is the same wherever its view's embedding comes from.
+        return [embedding.halved() for embedding in self._predictor.encode(images)]
 
     def load(self, blob: bytes) -> Embedding:
         return self._parse(blob)
