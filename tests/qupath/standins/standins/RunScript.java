@@ -4,7 +4,10 @@ import com.google.gson.Gson;
 import com.google.gson.GsonBuilder;
 import groovy.lang.GroovyShell;
 import java.awt.Rectangle;
+import java.io.BufferedReader;
 import java.io.IOException;
+import java.io.InputStreamReader;
+import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -27,8 +30,9 @@ import qupath.lib.projects.ProjectImageEntry;
 import qupath.lib.roi.GeometryROI;
 
 /**
- * Runs one Groovy script on a scenario: SCRIPT SCENARIO.json OUTCOME.json. The outcome has the scenario's form, with
- * what the script did, so that it can be the next scenario.
+ * Runs Groovy scripts on scenarios: for each folder named on standard input, its script.groovy on its scenario.json,
+ * into its outcome.json, and then a line on standard output that says "done". The outcome has the scenario's form,
+ * with what the script did, so that it can be the next scenario.
  */
 public final class RunScript {
     /** An object; `wkt` is its geometry in full-resolution pixels. */
@@ -75,7 +79,17 @@ public final class RunScript {
     private RunScript() {}
 
     public static void main(String[] args) throws Exception {
-        Scenario scenario = new Gson().fromJson(Files.readString(Path.of(args[1])), Scenario.class);
+        BufferedReader folders = new BufferedReader(new InputStreamReader(System.in, StandardCharsets.UTF_8));
+        for (String folder = folders.readLine(); folder != null; folder = folders.readLine()) {
+            run(Path.of(folder));
+            System.out.println("done");
+        }
+    }
+
+    private static void run(Path folder) throws Exception {
+        Scenario scenario = new Gson().fromJson(Files.readString(folder.resolve("scenario.json")), Scenario.class);
+        saves = 0;
+        Dialogs.SHOWN.clear();
         List<ProjectImageEntry<Object>> entries = new ArrayList<>();
         for (ImageState image : scenario.images) {
             entries.add(entry(image, scenario.stopAfterSaves, Thread.currentThread()));
@@ -83,6 +97,7 @@ public final class RunScript {
         QPEx.open = scenario.open == null ? null : entries.get(scenario.open);
         QPEx.project = scenario.project ? new Project<>(entries) : null;
         QPEx.quPath = scenario.window ? new Object() : null;
+        QPEx.viewer = null;
         if (scenario.displayed != null) {
             double[] d = scenario.displayed;
             Rectangle shown = new Rectangle((int) d[0], (int) d[1], (int) d[2], (int) d[3]);
@@ -90,16 +105,17 @@ public final class RunScript {
         }
         scenario.error = null;
         try {
-            new GroovyShell().evaluate(Files.readString(Path.of(args[0])), "Script1.groovy"); // as QuPath runs it
+            new GroovyShell().evaluate(Files.readString(folder.resolve("script.groovy")), "Script1.groovy"); // as QuPath does
         } catch (Exception e) {
             scenario.error = e.toString();
             e.printStackTrace();
         }
+        Thread.interrupted();
         for (int i = 0; i < entries.size(); i++) {
             outcome(scenario.images.get(i), entries.get(i));
         }
         scenario.shown = Dialogs.SHOWN;
-        Files.writeString(Path.of(args[2]), new GsonBuilder().setPrettyPrinting().create().toJson(scenario));
+        Files.writeString(folder.resolve("outcome.json"), new GsonBuilder().setPrettyPrinting().create().toJson(scenario));
     }
 
     private static ProjectImageEntry<Object> entry(ImageState image, Integer stopAfterSaves, Thread script)
