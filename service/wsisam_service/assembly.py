@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from fastapi import FastAPI
@@ -12,8 +14,9 @@ from wsisam_service.app import create_app
 from wsisam_service.backend import PredictorBackend
 from wsisam_service.embeddings import TieredStore, open_store
 from wsisam_service.executor import LocalExecutor
-from wsisam_service.jobs import Executor
+from wsisam_service.jobs import NO_ADAPTERS, Executor
 from wsisam_service.remote_executor import RemoteExecutor
+from wsisam_service.sam.weights import Install
 from wsisam_service.settings import MIB, Settings, SettingsError
 from wsisam_service.slides.catalogue import Catalogue
 from wsisam_service.worker import create_worker
@@ -39,21 +42,33 @@ def build_service(settings: Settings) -> Service:
     Raises what `load_backend` and `build_executor` raise.
     """
     executor: Executor
+    install_weights: Install | None = None
     if settings.worker_url:
         token = settings.worker_token.get_secret_value()
         executor = RemoteExecutor(settings.worker_url, token, timeout_s=settings.request_timeout_s)
         notes: tuple[str, ...] = (f"the model runs behind {settings.worker_url}",)
     else:
         backend = load_backend(settings)
-        executor, notes = build_executor(settings, backend), notes_of(backend)
+        local = build_executor(settings, backend)
+        executor, notes, install_weights = local, notes_of(backend), weights_installer(settings, local)
     catalogue = Catalogue(settings.slides, tile_cache_bytes=settings.tile_cache_bytes, open_slides=settings.open_slides)
-    return Service(create_app(settings, catalogue, executor), notes)
+    return Service(create_app(settings, catalogue, executor, install_weights), notes)
 
 
 def build_worker(settings: Settings) -> Service:
     """The executor behind HTTP. Raises what `load_backend` and `build_executor` raise."""
     backend = load_backend(settings)
     return Service(create_worker(settings, build_executor(settings, backend)), notes_of(backend))
+
+
+def weights_installer(settings: Settings, executor: LocalExecutor[Any, Any]) -> Install:
+    """What serves weights that QuPath's extension registers: the frozen SAM, as no adapters were trained on them."""
+
+    async def install(model: str, path: Path) -> None:
+        wanted = settings.model_copy(update={"model": model, "weights": path, "adapters": NO_ADAPTERS})
+        executor.add(await asyncio.to_thread(load_backend, wanted))
+
+    return install
 
 
 def load_backend(settings: Settings) -> PredictorBackend:

@@ -95,6 +95,10 @@ class LocalExecutor(Generic[E, V]):
         self._prewarms_at_once = 2 * encode_batch
         self._warm = False
 
+    def add(self, backend: Backend[E, V]) -> None:
+        """Offer one more model, which replaces one of the same name. Its first click finds it cold."""
+        self._backends[backend.config.name] = backend
+
     async def decode(
         self, jobs: Sequence[DecodeJob], pixels: PixelSource, timings: Timings
     ) -> list[DecodeResult | Exception]:

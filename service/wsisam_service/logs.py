@@ -61,8 +61,16 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
+def _is_worth_a_line(record: logging.LogRecord) -> bool:
+    """QuPath's SAM extension offers TLS with every GET, ten times a second; uvicorn warns twice and answers all the
+    same.
+    """
+    return not record.getMessage().startswith(("Unsupported upgrade request", "No supported WebSocket library"))
+
+
 def configure_logging(level: int = logging.INFO) -> None:
     """JSON lines on stderr for this process; uvicorn's own access log is replaced by ours."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
+    handler.addFilter(_is_worth_a_line)
     logging.basicConfig(level=level, handlers=[handler], force=True)
