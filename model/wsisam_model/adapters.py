@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Self
 
 import torch
@@ -11,11 +11,15 @@ from torch import Tensor, nn
 from wsisam_model.errors import CheckpointError
 from wsisam_model.layers import LayerNorm2d
 from wsisam_model.mask_decoder import FEATURES, ThreeLayerMlp
+from wsisam_model.point_box import LONE_SIDE, SPREAD, with_point_box
+from wsisam_model.prompts import Prompt
+from wsisam_model.quality import check_calibration
 from wsisam_model.transformer import WIDTH
 
 _PADDING = 4
 _KIND_ROWS = {f"point_embeddings.{row}.weight": row for row in range(4)} | {"not_a_point_embed.weight": _PADDING}
 """Vectors of the prompt encoder that may be trained too, and their rows in its `kind_table`."""
+_POINT_BOX = "point_box"
 
 
 class Adapter(nn.Module):
@@ -69,11 +73,15 @@ class Adapter(nn.Module):
 
 
 class TrainedPrompt(nn.Module):
-    """Those vectors of the prompt encoder that were trained along with the adapters, under its own key names."""
+    """Those vectors of the prompt encoder that were trained along with the adapters, under its own key names, and
+    `point_box` (2,), its spread and lone side, if the adapters were trained to see a box around clicks (`point_box`).
+    """
 
-    def __init__(self, names: Iterable[str] = ()) -> None:
+    def __init__(self, names: Collection[str] = ()) -> None:
         super().__init__()
-        rows = sorted(_row_of(name) for name in names)
+        rows = sorted(_row_of(name) for name in names if name != _POINT_BOX)
+        self.point_box: Tensor | None
+        self.register_buffer(_POINT_BOX, torch.tensor([SPREAD, LONE_SIDE]) if _POINT_BOX in names else None)
         self.point_embeddings = nn.ModuleDict({str(row): nn.Embedding(1, WIDTH) for row in rows if row != _PADDING})
         self.not_a_point_embed = nn.Embedding(1, WIDTH) if _PADDING in rows else None
 
@@ -86,12 +94,20 @@ class TrainedPrompt(nn.Module):
             rows[_PADDING] = self.not_a_point_embed.weight
         return torch.cat(rows)
 
+    def complete(self, prompt: Prompt, view_size: tuple[int, int]) -> Prompt:
+        """`prompt`, in HR view pixels, with a box around its clicks if the adapters want one."""
+        if self.point_box is None:
+            return prompt
+        spread, lone_side = self.point_box.tolist()
+        return with_point_box(prompt, view_size, spread, lone_side)
+
 
 class IouCalibration(nn.Module):
     """Tensors that turn numbers of a fused mask into its predicted IoU (see `quality`); none if not trained."""
 
     def __init__(self, tensors: Mapping[str, Tensor] | None = None) -> None:
         super().__init__()
+        check_calibration({name: tuple(tensor.shape) for name, tensor in (tensors or {}).items()})
         for name, tensor in (tensors or {}).items():
             self.register_buffer(name, tensor.clone())
 

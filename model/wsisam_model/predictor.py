@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,19 +15,21 @@ from wsisam_model.checkpoints import AdapterWeights, BaseWeights
 from wsisam_model.config import ModelConfig
 from wsisam_model.decoder_batch import Decoded, DecodeRequest, collate, scatter
 from wsisam_model.embedding import Embedding
+from wsisam_model.engines.choice import choose_engine
+from wsisam_model.engines.precision import SHORT_NAMES, Precision
+from wsisam_model.engines.torch_engine import TorchEngine
 from wsisam_model.errors import CheckpointError, ModelError
 from wsisam_model.fast_decoder import DecoderView, FastDecoder
 from wsisam_model.image_encoder import load_image_encoder
 from wsisam_model.network import WsiSam
 from wsisam_model.preprocessing import Floats, resized_size, to_input
+from wsisam_model.prompt_tensors import check_prompt
 from wsisam_model.prompts import MASK_SIDE
 from wsisam_model.quality import fused_iou
 
 __all__ = ["AdapterInfo", "DecodeRequest", "Decoded", "DecoderView", "Embedding", "Predictor"]
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_SHORT_NAMES = {"bfloat16": "bf16", "float16": "fp16"}
-_MAX_BATCH = {"cpu": 1, "cuda": 16}
+_MAX_BATCH = {"cpu": 1, "cuda": 64}
 """Requests in one pass of the decoder, by kind of device. On a CPU, 1, 2, 4 and 8 boxes cost 239, 252, 276 and 293 ms
 of one core each: maps of many rows leave its caches. The number for CUDA is not measured."""
 _MAX_ENCODE_BATCH = {"cpu": 1, "cuda": 8}
@@ -47,7 +49,8 @@ class Predictor:
     """A model on a device. Use it from one thread at a time.
 
     `device` is "auto", "cpu" or a CUDA device. `precision` is "auto", one of float32, bfloat16 and float16, or two of
-    them as "encoder/decoder". `engine` is "auto" or "torch". `threads` bounds the CPU threads of the whole process.
+    them as "encoder/decoder". `engine` is "auto", "torch" or "openvino", which keeps converted networks in
+    `engine_cache` (by default the user's cache folder). `threads` bounds the CPU threads of the whole process.
     """
 
     def __init__(
@@ -59,33 +62,39 @@ class Predictor:
         device: str = "auto",
         precision: str = "auto",
         engine: str = "auto",
+        engine_cache: Path | None = None,
         threads: int | None = None,
     ) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
-        if engine not in ("auto", "torch"):
-            raise ModelError(f"no engine is called {engine!r}; there is torch")
         self.config = config
         self.weights_hash = base.sha256[:12]
-        self.engine = "torch"
-        self.warnings: Sequence[str] = ()
         self.adapters = None if adapters is None else _info(adapters)
         self._device = _resolve_device(device)
         self.device = str(self._device)
-        self._encoder_precision, self._decoder_precision = _resolve_precision(precision)
-        self.precision = f"{self._encoder_precision}/{self._decoder_precision}"
+        self._precision = Precision.of(precision)
+        self.precision = str(self._precision)
         self.max_batch = _MAX_BATCH[self._device.type]
-        self._encoder = load_image_encoder(config, base.image_encoder).to(self._device)
+        encoder = load_image_encoder(config, base.image_encoder).to(self._device)
         network = WsiSam.from_weights(config.image_size, base.prompt_encoder, base.mask_decoder)
         trained = None if adapters is None else Adapters.from_state(adapters.state())
         self.decoder = FastDecoder(network, trained).to(self._device).requires_grad_(False).eval()
+        self._torch = TorchEngine(encoder, self.decoder, self._device, self._precision)
+        self._engine, found = choose_engine(
+            engine, self._torch, config.image_size, folder=engine_cache, threads=threads
+        )
+        self.engine = self._engine.name
+        self.warnings: Sequence[str] = tuple(found)
         self._calibration = _arrays(trained)
 
     @property
     def key_prefix(self) -> str:
-        """`{model}:{weights}:{pre}` of view keys; names the encoder's precision where it is not float32."""
-        short = _SHORT_NAMES.get(self._encoder_precision)
-        pre = self.config.preprocessing if short is None else f"{self.config.preprocessing}-{short}"
+        """`{model}:{weights}:{pre}` of view keys.
+
+        `pre` names the encoder's engine and precision below float32; in float32 the engines differ by rounding only.
+        """
+        short = SHORT_NAMES.get(self._precision.encoder)
+        pre = self.config.preprocessing if short is None else f"{self.config.preprocessing}-{self.engine}-{short}"
         return f"{self.config.name}:{self.weights_hash}:{pre}"
 
     def encode(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[Embedding]:
@@ -95,10 +104,9 @@ class Predictor:
         for start in range(0, len(images), step):
             batch = images[start : start + step]
             inputs = torch.from_numpy(np.stack([to_input(image, self.config) for image in batch]))
-            with torch.inference_mode(), self._autocast(self._encoder_precision):
-                E, X = self._encoder(inputs.to(self._device))
+            E, X = self._engine.encode(inputs)
             sizes = [(image.shape[0], image.shape[1]) for image in batch]
-            embeddings += map(Embedding, E.float(), X.float(), sizes)
+            embeddings += map(Embedding, E, X, sizes)
         return embeddings
 
     def prepare(self, embedding: Embedding) -> DecoderView:
@@ -107,11 +115,12 @@ class Predictor:
         if channels != self.config.early_channels:
             raise CheckpointError(f"an embedding with {channels} early channels is not one of {self.config.name}")
         E = embedding.embedding.to(self._device, torch.float32)
-        with torch.inference_mode(), self._autocast(self._decoder_precision):
+        with torch.inference_mode(), self._torch.autocast(self._precision.decoder):
             return self.decoder.prepare(E, embedding.early.to(self._device), embedding.view_size)
 
     def decode(self, requests: Sequence[DecodeRequest]) -> list[Decoded]:
         """The masks of any mixture of requests, in their order, each as if asked alone. Raises `PromptError`."""
+        requests = [self._completed(request) for request in requests]
         answers: dict[int, Decoded] = {}
         alike = sorted(range(len(requests)), key=lambda index: _effort(requests[index]))
         for start in range(0, len(alike), self.max_batch):
@@ -119,22 +128,23 @@ class Predictor:
             answers |= zip(chosen, self._decode_batch([requests[index] for index in chosen]), strict=True)
         return [answers[index] for index in range(len(requests))]
 
+    def _completed(self, request: DecodeRequest) -> DecodeRequest:
+        """`request` as its adapters were trained to see it; the frozen SAM takes prompts as they are."""
+        adapters = self.decoder.adapters
+        if adapters is None or request.frozen:
+            return request
+        check_prompt(request.prompt)
+        return replace(request, prompt=adapters.prompt.complete(request.prompt, request.hr.view_size))
+
     def _decode_batch(self, requests: Sequence[DecodeRequest]) -> list[Decoded]:
         with torch.inference_mode():
             # Positions of prompts need float32 whatever the precision: bfloat16 holds 8 bits of them.
             batch = collate(self.decoder, requests, self.config)
-            with self._autocast(self._decoder_precision):
-                output = self.decoder(batch.layout, batch.inputs)
-        return scatter(batch, requests, output, self._predict_iou)
+        return scatter(batch, requests, self._engine.run(batch), self._predict_iou)
 
     def _predict_iou(self, logits: Floats, view_size: tuple[int, int]) -> Floats:
         height, width = (side * MASK_SIDE // self.config.image_size for side in resized_size(view_size, self.config))
         return fused_iou(logits[:, :height, :width], self._calibration)
-
-    def _autocast(self, precision: str) -> AbstractContextManager[object]:
-        if precision == "float32":
-            return nullcontext()
-        return torch.autocast(self._device.type, _DTYPES[precision])
 
 
 def _effort(request: DecodeRequest) -> tuple[bool, int]:
@@ -166,13 +176,3 @@ def _resolve_device(name: str) -> torch.device:
         # TF32 would leave 10 bits of mantissa in what is called float32 here.
         torch.backends.cudnn.allow_tf32 = False
     return device
-
-
-def _resolve_precision(name: str) -> tuple[str, str]:
-    """(encoder, decoder) of a precision's name."""
-    parts = ["float32"] if name == "auto" else name.split("/")
-    encoder, decoder = parts if len(parts) == 2 else (parts[0], parts[0])
-    for part in (encoder, decoder):
-        if part not in _DTYPES:
-            raise ModelError(f"no precision is called {name!r}; there are {', '.join(_DTYPES)}, or two as a/b")
-    return encoder, decoder

@@ -107,7 +107,9 @@ class TrainingDecoder(nn.Module):
         for query in queries:
             features = query.lr if lr else query.hr
             assert features is not None
-            prompt = branch_prompt([query.prompt], size, self.config, lr=lr, like=self.position)
+            prompt = branch_prompt(
+                [self.adapters.prompt.complete(query.prompt, size)], size, self.config, lr=lr, like=self.position
+            )
             sparse = encoder.sparse(prompt.points, prompt.labels, prompt.boxes, kinds)
             tokens.append(decoder.tokens(sparse, adapter.hf_token.weight)[0])
             images.append((features.embedding.float() + encoder.dense(prompt.mask)[0]).flatten(1).T)

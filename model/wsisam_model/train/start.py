@@ -9,19 +9,21 @@ from wsisam_model.adapters import Adapter, Adapters, TrainedPrompt
 from wsisam_model.config import ModelConfig
 from wsisam_model.network import WsiSam
 
-TRAINED_VECTORS = ("point_embeddings.0.weight", "point_embeddings.1.weight", "not_a_point_embed.weight")
-"""Vectors of the prompt encoder that say "background point", "object point" and "no box": LiteMedSAM never learned
-them. The box corners stay frozen."""
+TRAINED_VECTORS = ("point_embeddings.0.weight", "point_embeddings.1.weight")
+"""Vectors of the prompt encoder that say "background point" and "object point": LiteMedSAM never learned them. The box
+corners stay frozen, and "no box" is never said, since clicks get a box."""
 
 
 def fresh_adapters(base: WsiSam, config: ModelConfig, *, seed: int) -> Adapters:
-    """Adapters that answer exactly as the frozen SAM does: the HR and LR tokens start as mask token 0 and the last
-    layer of their MLP at zero. The rest of each branch starts at random.
+    """Adapters that see a box around clicks and otherwise answer as the frozen SAM does: the HR and LR tokens start as
+    mask token 0 and the last layer of their MLP at zero. The rest of each branch starts at random.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         adapters = Adapters(
-            Adapter(config.early_channels), Adapter(config.early_channels), TrainedPrompt(TRAINED_VECTORS)
+            Adapter(config.early_channels),
+            Adapter(config.early_channels),
+            TrainedPrompt((*TRAINED_VECTORS, "point_box")),
         )
     with torch.no_grad():
         for branch in (adapters.hr, adapters.lr):
@@ -31,7 +33,7 @@ def fresh_adapters(base: WsiSam, config: ModelConfig, *, seed: int) -> Adapters:
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
         frozen = base.prompt_encoder.state_dict()
-        adapters.prompt.load_state_dict({name: frozen[name] for name in TRAINED_VECTORS})
+        adapters.prompt.load_state_dict({name: frozen[name] for name in TRAINED_VECTORS}, strict=False)
     return adapters
 
 

@@ -149,7 +149,8 @@ class Trainer:
         return warm * 0.5 * (1 + math.cos(math.pi * self.step / self.recipe.steps))
 
     def _queries(self, sample: Sample, rng: np.random.Generator) -> list[tuple[Query, Tensor]]:
-        hr, lr = self._embed(sample.hr), self._embed(sample.lr)
+        hr = self._embed(sample.hr)
+        lr = None if self.recipe.branches == "hr" else self._embed(sample.lr)
         window = window_around(sample, rng)
         truth = torch.from_numpy(sample.mask[window.pixels]).float()
         pairs = []
@@ -167,7 +168,7 @@ class Trainer:
         drop_lr, drop_hr = rng.random(2) < (self.recipe.lr_dropout, self.recipe.hr_dropout)
         return (True, bool(drop_hr)) if not drop_lr or self.recipe.branches == "lr" else (False, False)
 
-    def _prompt(self, sample: Sample, hr: Embedding, lr: Embedding, rng: np.random.Generator) -> Prompt:
+    def _prompt(self, sample: Sample, hr: Embedding, lr: Embedding | None, rng: np.random.Generator) -> Prompt:
         recipe = self.recipe
         if rng.random() < recipe.boxes:
             noise = 0.0 if rng.random() < 0.2 else float(rng.uniform(0, recipe.box_noise))
@@ -180,11 +181,11 @@ class Trainer:
         return self._corrected(prompt, sample, hr, lr, rng) if rng.random() < recipe.corrected else prompt
 
     def _corrected(
-        self, prompt: Prompt, sample: Sample, hr: Embedding, lr: Embedding, rng: np.random.Generator
+        self, prompt: Prompt, sample: Sample, hr: Embedding, lr: Embedding | None, rng: np.random.Generator
     ) -> Prompt:
         """`prompt` and one click more, where the present adapters answer it wrongly."""
         with torch.no_grad():
-            (answer,) = self.decoder([Query(hr, lr if self.recipe.branches != "hr" else None, prompt)])
+            (answer,) = self.decoder([Query(hr, lr, prompt)])
         click = draws.next_click(sample.mask, (answer.logits > 0).numpy())
         if click is None:
             return prompt
