@@ -32,6 +32,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 TOKEN, SECRET = "a token of the test", "a secret of the test"
 REAL_WORKER = ("-m", "wsisam_service.cli")
 NUMPY_WORKER = (str(Path(__file__).with_name("numpy_worker.py")),)
+START_S = 240.0
+"""For a process to start: seconds on an idle machine, minutes on one that does much else."""
 _RESOLVER = "envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig"
 
 
@@ -141,7 +143,11 @@ class LocalCluster:
         command = [sys.executable, *self._worker, *self._compose["worker"]["command"]]
         server = Server(command, self.folder / f"worker-{address}.log", env=environment | self._worker_environment)
         server.port = self.worker_port
-        wait_until(lambda: _answers(server, f"http://{address}:{self.worker_port}/readyz"), "a worker is ready")
+        wait_until(
+            lambda: _answers(server, f"http://{address}:{self.worker_port}/readyz"),
+            "a worker is ready",
+            within_s=START_S,
+        )
         return server
 
     def start_gateway(self, number: int) -> Server:
@@ -152,7 +158,7 @@ class LocalCluster:
         command = [sys.executable, "-S", "-c", program, *self._compose["gateway"]["command"]]
         server = Server(command, self.folder / f"gateway-{number}.log", env=self._environment("gateway", places))
         server.port = port
-        wait_until(lambda: _answers(server, f"http://127.0.0.1:{port}/readyz"), "a gateway is ready")
+        wait_until(lambda: _answers(server, f"http://127.0.0.1:{port}/readyz"), "a gateway is ready", within_s=START_S)
         return server
 
     def worker_metric(self, name: str, **labels: str) -> float:
