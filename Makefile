@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 SLIDE ?=
 BOXES ?=
+PAGE := service/wsisam_service/page/index.html
 
-.PHONY: demo test check pytest bench clean
+.PHONY: demo test check pytest page bench clean
 
-demo: $(VENV)/installed
+demo: $(VENV)/installed page
 	$(BIN)/python demo/demo.py --out out/demo $(if $(SLIDE),--slide "$(SLIDE)") $(if $(BOXES),--boxes "$(BOXES)")
 
 test: check pytest
@@ -17,8 +18,15 @@ check: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-pytest: $(VENV)/installed
+pytest: $(VENV)/installed page
 	$(BIN)/pytest
+
+# The page for people. Without npm the service does without it, and says so at its root.
+page: $(PAGE)
+$(PAGE): $(wildcard web/src/*) web/index.html web/vite.config.ts web/package-lock.json
+	@command -v npm >/dev/null || { echo "npm is missing: the page at / is not built"; exit 0; }; \
+	(cd web && npm ci --silent --ignore-scripts --no-audit --no-fund && npm run --silent check && npm run --silent build) \
+	|| echo "the page at / could not be built; the API works without it"
 
 bench: $(VENV)/installed
 	$(BIN)/wsisam bench

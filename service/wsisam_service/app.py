@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
-from wsisam_service.api import health, iiif, image, openapi, prewarm, problems, sam, segment, slides
+from wsisam_service.api import health, iiif, image, openapi, page, prewarm, problems, sam, segment, slides
 from wsisam_service.api.deps import Services
 from wsisam_service.api.middleware import LimitsMiddleware, RequestMiddleware
 from wsisam_service.iiif_pictures import Pictures
@@ -56,6 +56,7 @@ def create_app(
     for routes in (slides, segment, prewarm, image, health):
         app.include_router(routes.router)
     iiif.install(app, pictures)
+    page.install(app, page.PAGE_FOLDER)
     sam.install(app, settings, install_weights)
     problems.install(app)
     openapi.install(app)

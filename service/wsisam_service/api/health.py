@@ -11,6 +11,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from wsisam_service.api.bodies import described_problems, json_response
 from wsisam_service.api.deps import ServicesDep
+from wsisam_service.api.slide_answers import InfoAnswer
 from wsisam_service.errors import NotReady
 from wsisam_service.segment import MAX_PROMPTS
 from wsisam_service.views import MAX_REQUEST_MPP, MIN_REQUEST_MPP
@@ -47,7 +48,7 @@ async def metrics() -> Response:
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
 
-@router.get("/v1/info", summary="Models, device and limits")
+@router.get("/v1/info", summary="Models, device and limits", responses={200: {"model": InfoAnswer}})
 async def info(services: ServicesDep) -> Response:
     """Version, models with the prompts they were trained for, adapters, engine, device, precision, limits."""
     settings = services.settings

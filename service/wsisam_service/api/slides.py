@@ -14,6 +14,7 @@ from wsisam_model.config import model_config
 from wsisam_service.api.bodies import described_problems, json_response
 from wsisam_service.api.deps import Services, ServicesDep
 from wsisam_service.api.problems import problem_entry
+from wsisam_service.api.slide_answers import SlideDetailsAnswer, SlidesAnswer
 from wsisam_service.slides import pixels
 from wsisam_service.slides.catalogue import ListedSlide, Slide
 from wsisam_service.slides.reader import RgbImage
@@ -32,7 +33,7 @@ _PICTURES: dict[str, Any] = {"image/jpeg": {}, "image/png": {}}
 router = APIRouter(prefix="/v1/slides", tags=["slides"])
 
 
-@router.get("", summary="Which slides there are", responses=described_problems(422))
+@router.get("", summary="Which slides there are", responses={200: {"model": SlidesAnswer}, **described_problems(422)})
 async def list_slides(
     services: ServicesDep,
     q: Annotated[str, Query(max_length=1000, description="Part of the name, in any case.")] = "",
@@ -50,7 +51,11 @@ async def list_slides(
     )
 
 
-@router.get("/{slide_id}", summary="One slide", responses=described_problems(404, 422))
+@router.get(
+    "/{slide_id}",
+    summary="One slide",
+    responses={200: {"model": SlideDetailsAnswer}, **described_problems(404, 422)},
+)
 async def show_slide(slide_id: str, services: ServicesDep) -> Response:
     """Size, pixel size, levels, bounds, objective power, and what every answer on this slide will warn of."""
     slide = await asyncio.to_thread(services.catalogue.get, slide_id)

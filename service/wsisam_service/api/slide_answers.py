@@ -1,0 +1,72 @@
+"""What the catalogue and /v1/info answer, described for clients that generate their types from the OpenAPI."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, Field
+
+from wsisam_service.api.schemas import AdaptersAnswer, ProblemAnswer
+
+
+class SlideAnswer(BaseModel):
+    id: str
+    name: str = Field(description="The file's name without folders.")
+    width: int = Field(description="Level-0 pixels.")
+    height: int = Field(description="Level-0 pixels.")
+    mpp: float | None = Field(description="µm per level-0 pixel as the file says, believable or not.")
+    vendor: str | None
+    fingerprint: str
+
+
+class UnreadableAnswer(BaseModel):
+    id: str
+    name: str
+    problem: ProblemAnswer
+
+
+class SlidesAnswer(BaseModel):
+    slides: list[SlideAnswer]
+    unreadable: list[UnreadableAnswer]
+    next: str | None = Field(description="Cursor of the next page.")
+
+
+class LevelAnswer(BaseModel):
+    width: int
+    height: int
+    downsample: float
+
+
+class BoundsAnswer(BaseModel):
+    x: float
+    y: float
+    width: float
+    height: float
+
+
+class SlideDetailsAnswer(SlideAnswer):
+    levels: list[LevelAnswer]
+    bounds: BoundsAnswer | None
+    objective_power: float | None
+    warnings: list[str]
+
+
+class AdaptersInfoAnswer(AdaptersAnswer):
+    licence: str | None = None
+
+
+class ModelAnswer(BaseModel):
+    name: str
+    image_size: int
+    trained_prompts: list[str]
+    multimask: bool
+    default_mpp: float
+    point_mpp: float
+    adapters: AdaptersInfoAnswer | None
+
+
+class InfoAnswer(BaseModel):
+    version: str
+    models: list[ModelAnswer] = Field(description="The default model first.")
+    device: str
+    precision: str
+    engine: str
+    warnings: list[str]

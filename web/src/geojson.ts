@@ -1,0 +1,124 @@
+/** GeoJSON that QuPath reads and writes. QuPath counts from the corner of a slide's bounds, where it has such. */
+
+import { areaOf, type Geometry } from "./answers";
+import type { SlideDetails } from "./api";
+import { colorOf, rgbOf, type Classes } from "./classes";
+import { boundsOf, sizeOf, translated, type Area } from "./geometry";
+import { nextName, type SlideObject } from "./objects";
+import { newId } from "./prompting";
+
+const AREA = "Area µm²";
+const PREDICTED_IOU = "Predicted IoU";
+
+interface Feature {
+  readonly type: "Feature";
+  readonly id?: unknown;
+  readonly geometry: Geometry | null;
+  readonly properties?: {
+    readonly objectType?: string;
+    readonly name?: unknown;
+    readonly classification?: { readonly name?: unknown; readonly color?: unknown } | string | null;
+    readonly measurements?: Readonly<Record<string, unknown>>;
+  } | null;
+}
+
+export function toGeoJson(objects: readonly SlideObject[], classes: Classes, slide: SlideDetails): object {
+  const [dx, dy] = offset(slide);
+  return { type: "FeatureCollection", features: objects.map((object) => feature(object, classes, dx, dy)) };
+}
+
+function feature(object: SlideObject, classes: Classes, dx: number, dy: number): Feature {
+  const area = translated(object.area, -dx, -dy);
+  const geometry = area.length === 1 ? { type: "Polygon", coordinates: area[0] } : { type: "MultiPolygon", coordinates: area };
+  const classification = object.className === null
+    ? {}
+    : { classification: { name: object.className, color: rgbOf(classes.color(object.className)) } };
+  const measurements = {
+    ...(object.areaUm2 === null ? {} : { [AREA]: object.areaUm2 }),
+    ...(object.predictedIou === null ? {} : { [PREDICTED_IOU]: object.predictedIou }),
+  };
+  const properties = { objectType: "annotation", name: object.name, ...classification, measurements };
+  return { type: "Feature", id: object.id, geometry, properties };
+}
+
+/** A class as a file names it, with a colour or without. */
+export interface NamedClass {
+  readonly name: string;
+  readonly color: string | null;
+}
+
+export interface Imported {
+  readonly objects: readonly SlideObject[];
+  readonly classes: readonly NamedClass[];
+  /** Features that are no areas. */
+  readonly skipped: number;
+}
+
+/** The areas in a GeoJSON text. Throws a sentence for the user where it is none. */
+export function fromGeoJson(
+  text: string,
+  slide: SlideDetails,
+  um2PerPixel: number,
+  present: readonly SlideObject[],
+): Imported {
+  const features = featuresOf(text);
+  const [dx, dy] = offset(slide);
+  const objects: SlideObject[] = [];
+  const classes = new Map<string, NamedClass>();
+  for (const one of features) {
+    const area = one.geometry ? translated(areaOf(one.geometry), dx, dy) : [];
+    if (!isArea(area)) continue;
+    const named = classOf(one);
+    if (named) classes.set(named.name, named);
+    const { name, measurements } = one.properties ?? {};
+    objects.push({
+      id: typeof one.id === "string" && one.id ? one.id : newId(),
+      name: typeof name === "string" && name ? name : nextName([...present, ...objects]),
+      className: named?.name ?? null,
+      area,
+      bounds: boundsOf(area),
+      areaUm2: numberIn(measurements, AREA) ?? sizeOf(area) * um2PerPixel,
+      predictedIou: numberIn(measurements, PREDICTED_IOU),
+      made: null,
+    });
+  }
+  return { objects, classes: [...classes.values()], skipped: features.length - objects.length };
+}
+
+function featuresOf(text: string): readonly Feature[] {
+  let document: unknown;
+  try {
+    document = JSON.parse(text);
+  } catch {
+    throw new Error("This file is not JSON. Choose a GeoJSON file, as this page or QuPath exports it.");
+  }
+  const { type, features } = (document ?? {}) as { type?: unknown; features?: unknown };
+  const list = Array.isArray(document) ? document : type === "FeatureCollection" ? features : [document];
+  if (!Array.isArray(list) || !list.length || list.some((one) => (one as Feature | null)?.type !== "Feature")) {
+    throw new Error("This file has no GeoJSON features. Choose a file that this page or QuPath exported.");
+  }
+  return list as Feature[];
+}
+
+/** Whether every ring has at least three corners with finite numbers. */
+function isArea(area: Area): boolean {
+  return (
+    area.length > 0 &&
+    area.every((polygon) => polygon.length > 0 && polygon.every((ring) => ring.length > 3 && ring.flat().every(Number.isFinite)))
+  );
+}
+
+function classOf({ properties }: Feature): NamedClass | null {
+  const given = properties?.classification;
+  const name = typeof given === "string" ? given : given?.name;
+  if (typeof name !== "string" || !name) return null;
+  const color = typeof given === "object" ? given?.color : null;
+  return { name, color: Array.isArray(color) && color.length >= 3 ? colorOf(color as number[]) : null };
+}
+
+function numberIn(measurements: Readonly<Record<string, unknown>> | undefined, name: string): number | null {
+  const value = measurements?.[name];
+  return typeof value === "number" && Number.isFinite(value) ? value : null;
+}
+
+const offset = ({ bounds }: SlideDetails): [number, number] => [bounds?.x ?? 0, bounds?.y ?? 0];

@@ -1,0 +1,237 @@
+/** Puts the page together. */
+
+import { Api, ApiError } from "./api";
+import { ClassBar } from "./class-bar";
+import { Classes } from "./classes";
+import { Crosshair } from "./crosshair";
+import { byId } from "./dom";
+import { Files } from "./files";
+import { iouText, milliseconds, shortAreaText } from "./format";
+import { installShortcuts, type Shortcut } from "./keyboard";
+import { readLink, writeLink } from "./link";
+import { inWords } from "./messages";
+import { ObjectCard } from "./object-card";
+import { Objects } from "./objects";
+import { ObjectsPanel } from "./objects-panel";
+import { Overlay } from "./overlay";
+import { Pointer, TOOLS, type Tool } from "./pointer";
+import { Prewarm } from "./prewarm";
+import { Prompting } from "./prompting";
+import { Readout } from "./readout";
+import { SlidesPanel } from "./slides-panel";
+import { Status } from "./status";
+import * as storage from "./storage";
+import { Messages, installMenus, installPanels, tellModality } from "./surroundings";
+import { Toolbar, type Actions } from "./toolbar";
+import { SlideViewer } from "./viewer";
+
+const LINK_MS = 250;
+const KEEP_MS = 150;
+/** Pixel sizes, µm, outside this are not believed, as at the service. */
+const BELIEVABLE = [0.05, 20] as const;
+
+const api = new Api();
+const objects = new Objects();
+const classes = new Classes();
+const viewer = new SlideViewer(byId("viewer"), api);
+const prompting = new Prompting(api, objects, classes);
+const prewarm = new Prewarm(api);
+const overlay = new Overlay(viewer, objects, classes, prompting);
+const pointer = new Pointer(viewer, overlay, objects, prompting, prewarm);
+const crosshair = new Crosshair(viewer, overlay, pointer);
+const readout = new Readout(viewer);
+const slides = new SlidesPanel(api);
+const status = new Status(api);
+const messages = new Messages();
+const classBar = new ClassBar(classes, objects);
+const panels = installPanels();
+
+const actions: Actions = {
+  undo: () => prompting.cancel() || objects.undo(),
+  redo: () => objects.redo(),
+  next: () => objects.select(null),
+  delete: () => objects.selected && objects.remove(objects.selected.id),
+  "zoom-in": () => viewer.zoomBy(1.5),
+  "zoom-out": () => viewer.zoomBy(1 / 1.5),
+  home: () => viewer.home(),
+};
+
+const escape = (): void => {
+  if (!pointer.cancel() && !prompting.cancel() && !crosshair.hide()) objects.select(null);
+};
+
+const tool = (name: Tool) => () => (pointer.tool.value = name);
+
+const shortcuts: readonly Shortcut[] = [
+  { keys: ["b"], label: "Box", run: tool("box") },
+  { keys: ["p"], label: "Include: click what belongs to the object", run: tool("include") },
+  { keys: ["n"], label: "Exclude: click what does not", run: tool("exclude") },
+  { keys: ["v"], label: "Move the slide", run: tool("move") },
+  { keys: ["enter"], label: "Done, next object", run: actions.next, onSlide: true },
+  { keys: ["mod+z", "u"], label: "Undo", run: ({ shiftKey }) => (shiftKey ? actions.redo() : actions.undo()) },
+  { keys: ["mod+y"], label: "Redo", run: actions.redo },
+  { keys: ["delete", "backspace"], label: "Delete the selected object", run: actions.delete },
+  { keys: ["escape"], label: "Stop, then deselect", run: escape },
+  { keys: ["j"], label: "Next object in the list", run: () => objects.step(1) },
+  { keys: ["k"], label: "Previous object in the list", run: () => objects.step(-1) },
+  { keys: ["g"], label: "Go to the selected object", run: () => objects.selected && viewer.show(objects.selected.bounds) },
+  { keys: ["1", "0", "2", "3", "4", "5", "6", "7", "8", "9"], label: "Class 1, 2, 3, …; 0 for none", run: ({ key }) => classBar.chooseAt(Number(key)) },
+  { keys: ["m"], label: "Candidates on or off", run: () => (prompting.multimask.value = !prompting.multimask.value) },
+  { keys: ["c"], label: "Next candidate", run: nextCandidate },
+  { keys: ["f"], label: "Show what the network saw", run: () => (overlay.frames.value = !overlay.frames.value) },
+  { keys: ["arrowleft", "arrowright", "arrowup", "arrowdown"], label: "Crosshair, or the slide with Move; Shift for more", run: arrow, onSlide: true },
+  { keys: [" "], label: "Use the tool at the crosshair; hold to move the slide", run: space, onSlide: true },
+  { keys: ["+", "="], label: "Zoom in", run: actions["zoom-in"] },
+  { keys: ["-"], label: "Zoom out", run: actions["zoom-out"] },
+  { keys: ["h"], label: "Whole slide", run: actions.home },
+  { keys: ["/"], label: "Search slides", run: () => (panels.show("slides"), slides.focus()) },
+  { keys: ["?"], label: "This help", run: () => byId<HTMLDialogElement>("help").showModal() },
+];
+
+function nextCandidate(): void {
+  const answer = objects.selected?.made?.answer;
+  if (answer?.candidates.length) prompting.choose((answer.chosen + 1) % answer.candidates.length);
+}
+
+function arrow({ key, shiftKey }: KeyboardEvent): void {
+  const dx = key === "ArrowLeft" ? -1 : key === "ArrowRight" ? 1 : 0;
+  const dy = key === "ArrowUp" ? -1 : key === "ArrowDown" ? 1 : 0;
+  crosshair.arrow(dx, dy, shiftKey);
+}
+
+function space({ repeat }: KeyboardEvent): void {
+  if (crosshair.shown) crosshair.use();
+  else if (!repeat) pointer.moving = true;
+}
+
+function um2PerPixel(): number {
+  return readout.um ** 2;
+}
+
+async function openSlide(id: string): Promise<void> {
+  const slide = await api.slide(id);
+  await viewer.open(slide);
+  const info = status.info ?? (await status.load());
+  const { mpp } = slide;
+  readout.um = mpp !== null && mpp >= BELIEVABLE[0] && mpp <= BELIEVABLE[1] ? mpp : info.models[0]!.default_mpp;
+  prompting.um2PerPixel = um2PerPixel();
+  prompting.open(id);
+  prewarm.open(id);
+  objects.open(storage.loadObjects(slide.fingerprint));
+  slides.mark(id);
+  byId("slide-name").textContent = slide.name;
+  document.title = `${slide.name} · WSI-SAM`;
+  if (slide.warnings.length) messages.tell(slide.warnings[0]!, "info");
+}
+
+/** Go where the address bar says; the first slide where it names none. */
+async function follow(first: string | null): Promise<void> {
+  const place = readLink();
+  const id = place.slide ?? first;
+  if (id === null) return;
+  try {
+    if (id !== viewer.slide?.id) {
+      await openSlide(id);
+      panels.closeOnPhone();
+    }
+    if (place.x !== null && place.y !== null) viewer.goTo([place.x, place.y], place.zoom, true);
+  } catch (error) {
+    fail(error);
+  }
+}
+
+function fail(error: unknown): void {
+  if (error instanceof ApiError && error.type === "unauthorized") byId<HTMLDialogElement>("token-dialog").showModal();
+  else messages.tell(inWords(error), "error");
+}
+
+async function start(): Promise<void> {
+  try {
+    const [info, first] = await Promise.all([status.load(), slides.load()]);
+    const { tool: kept } = storage.loadPreferences();
+    const trained = info.models[0]!.trained_prompts;
+    pointer.tool.value = TOOLS.find((name) => name === kept) ?? (trained.includes("box") ? "box" : "include");
+    await follow(first);
+  } catch (error) {
+    fail(error);
+  }
+}
+
+function keepEverything(): void {
+  const kept = classes.list;
+  kept.value = storage.loadClasses() ?? kept.value;
+  kept.watch((list) => storage.keepClasses(list));
+  const { multimask, frames } = storage.loadPreferences();
+  prompting.multimask.value = multimask;
+  overlay.frames.value = frames;
+  const keepPreferences = (): void => {
+    const preferences = { tool: pointer.tool.value, multimask: prompting.multimask.value, frames: overlay.frames.value };
+    if (viewer.slide) storage.keepPreferences(preferences);
+  };
+  for (const signal of [pointer.tool, prompting.multimask, overlay.frames]) signal.watch(keepPreferences);
+  let last = objects.all;
+  const keep = (): void => {
+    if (!viewer.slide || objects.all === last) return;
+    last = objects.all;
+    if (!storage.keepObjects(viewer.slide.fingerprint, objects.all)) {
+      messages.tell("This browser has no room left to keep your outlines. Export them now.", "error");
+    }
+  };
+  let timer = 0;
+  objects.state.watch(() => {
+    clearTimeout(timer);
+    timer = window.setTimeout(keep, KEEP_MS);
+  });
+  window.addEventListener("pagehide", keep);
+  storage.watchObjects(
+    () => viewer.slide?.fingerprint ?? null,
+    () => viewer.slide && objects.open(storage.loadObjects(viewer.slide.fingerprint)),
+  );
+}
+
+function keepLink(): void {
+  let timer = 0;
+  viewer.osd.addHandler("update-viewport", () => {
+    clearTimeout(timer);
+    timer = window.setTimeout(() => {
+      if (viewer.slide && viewer.ready) writeLink(viewer.slide.id, ...viewer.center, viewer.scale);
+    }, LINK_MS);
+  });
+  window.addEventListener("hashchange", () => void follow(null));
+}
+
+function tellReports(): void {
+  prompting.reported.watch((report) => {
+    if (!report) return;
+    if (report.kind === "failed") fail(report.error);
+    if (report.kind === "nothing") messages.tell("Nothing was found there. Draw a box around the whole object.", "info");
+    if (report.kind !== "outlined" || !report.object) return;
+    const { name, areaUm2, predictedIou, made } = report.object;
+    messages.close();
+    messages.announce(`${name}: ${shortAreaText(areaUm2)}, predicted IoU ${iouText(predictedIou)}, ${milliseconds(made!.answer.total)}`);
+    void status.refresh();
+  });
+}
+
+new Toolbar(objects, pointer, prompting, overlay, actions);
+new ObjectCard(objects, prompting);
+new ObjectsPanel(objects, classes, ({ bounds }) => viewer.show(bounds));
+new Files(
+  objects,
+  classes,
+  () => (viewer.slide ? { slide: viewer.slide, um2PerPixel: um2PerPixel() } : null),
+  (text, kind) => messages.tell(text, kind),
+);
+installShortcuts(shortcuts, viewer.osd.canvas);
+document.addEventListener("keyup", ({ key }) => key === " " && (pointer.moving = false));
+installMenus();
+tellModality();
+pointer.position.watch((position) => readout.drawPosition(position));
+byId("token-form").addEventListener("submit", () => {
+  api.token = byId<HTMLInputElement>("token").value.trim();
+  void start();
+});
+keepEverything();
+keepLink();
+tellReports();
+void start();
