@@ -19,11 +19,12 @@ from wsisam_service.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class RunningService:
-    """`url` without a last slash; `slides` is the folder that the service lists."""
+    """`url` without a last slash; `slides` is the folder that the service lists, `weights` the one for Register."""
 
     url: str
     port: int
     slides: Path
+    weights: Path
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +37,8 @@ def qupath_service(tmp_path_factory: pytest.TempPathFactory, tissue: npt.NDArray
 
     slides = tmp_path_factory.mktemp("slides")
     Image.fromarray(tissue).save(slides / "tissue.png")
-    settings = Settings(slides=(str(slides),), adapters="none", automask_s=2.0, port=0)
+    weights = tmp_path_factory.mktemp("weights")
+    settings = Settings(slides=(str(slides),), adapters="none", automask_s=2.0, sam_weights=weights)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         config = uvicorn.Config(build_service(settings).app, http="h11", lifespan="on", log_config=None)
@@ -46,6 +48,6 @@ def qupath_service(tmp_path_factory: pytest.TempPathFactory, tissue: npt.NDArray
         while not server.started:
             assert thread.is_alive(), "the service did not start"
             thread.join(0.05)
-        yield RunningService(f"http://127.0.0.1:{port}", port, slides)
+        yield RunningService(f"http://127.0.0.1:{port}", port, slides, weights)
         server.should_exit = True
         thread.join()
