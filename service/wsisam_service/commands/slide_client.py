@@ -59,6 +59,24 @@ class RemoteSlide:
             return {"warnings": [], "results": failed}
         raise UsageError(f"the server refuses: {document.get('detail', answer.reason_phrase)}")
 
+    def facts(self) -> dict[str, Any]:
+        """The document of the slide."""
+        found: dict[str, Any] = self._call("GET", self._path).json()
+        return found
+
+    def thumbnail(self, max_side: int) -> bytes:
+        """JPEG of the whole slide."""
+        return self._call("GET", f"{self._path}/thumbnail", params={"max": max_side}).content
+
+    def prewarm(self, body: Mapping[str, Any]) -> httpx.Response:
+        """Whatever the server answers to `POST …/prewarm`."""
+        return self._call("POST", f"{self._path}/prewarm", json=body)
+
+    def server_info(self) -> dict[str, Any]:
+        """The document of `GET /v1/info`."""
+        answer: dict[str, Any] = self._call("GET", "/v1/info").json()
+        return answer
+
     def _find(self) -> str:
         """The id of the slide of this name, or of this id."""
         name, cursor = Path(self._slide).name, ""
