@@ -129,7 +129,7 @@ def label_boxes(labels: Labels) -> dict[int, tuple[int, int, int, int]]:
     order = np.argsort(values, kind="stable")
     ys, xs, values = ys[order], xs[order], values[order]
     names, starts = np.unique(values, return_index=True)
-    ends = [*starts[1:], values.size]
+    ends = np.append(starts, values.size)[1:]
     return {
         int(name): (
             int(xs[start:end].min()),

@@ -13,7 +13,16 @@ import numpy as np
 from wsisam_model.config import ModelConfig
 from wsisam_model.prompts import Prompt
 from wsisam_model.train import draws
-from wsisam_model.train.samples import Case, Pixels, Sample, held_out_groups
+from wsisam_model.train.samples import (
+    KINDS,
+    MIN_AREA_UM2,
+    NOISES,
+    POINTS,
+    Case,
+    Pixels,
+    Sample,
+    held_out_groups,
+)
 from wsisam_service import annotation_checks as checks
 from wsisam_service.annotations import AnnotatedImage, AnnotatedObject, Rejection, read_source
 from wsisam_service.errors import ServiceError
@@ -21,14 +30,8 @@ from wsisam_service.slides.pixels import read_view
 from wsisam_service.slides.reader import SlideReader, open_slide
 from wsisam_service.views import Box, View, view_for_extent
 
-MIN_AREA_UM2 = 400.0
-"""Smaller objects are single nuclei and specks, not what the service is for."""
 CHECKED_PIXELS = 4096
 """Whole images up to this many pixels a side are looked at for black borders and shifted masks."""
-NOISES = {"tight": 0.0, "box10": 0.1, "box20": 0.2}
-POINTS = {"points1": (1, 0), "points3": (3, 0), "points5": (5, 0), "points10": (7, 3)}
-"""Positive and negative points of each kind."""
-KINDS = (*NOISES, *POINTS)
 MIN_VISIBLE = 0.2
 """A view that shows less of the object than this tells nothing about it."""
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from wsisam_model.prompts import MASK_SIDE
 from wsisam_model.train.samples import Mask
@@ -67,17 +66,12 @@ def next_click(mask: Mask, answer: Mask) -> tuple[Point, int] | None:
     return (float(x), float(y)), int(mask[y, x])
 
 
-def noisy_mask(mask: Mask, rng: np.random.Generator, *, strength: float = 8.0) -> npt.NDArray[np.float32]:
-    """A mask prompt as a mediocre earlier answer would leave it: blurred, shifted edges, logits of about ±`strength`,
-    float32 (256, 256) in the model frame. `mask` is square.
-    """
-    small = cv2.resize(mask.astype(np.float32), (MASK_SIDE, MASK_SIDE), interpolation=cv2.INTER_AREA)
-    sigma = float(rng.uniform(2.0, 6.0))
-    soft = cv2.GaussianBlur(small, (0, 0), sigma)
-    grain = np.asarray(rng.standard_normal(small.shape), np.float32)
-    wobble = np.asarray(cv2.GaussianBlur(grain, (0, 0), 4 * sigma), np.float32)
-    wobble *= rng.uniform(0.1, 0.3) / max(1e-6, float(wobble.std()))
-    return np.asarray(strength * np.tanh(4 * (soft - 0.5 + wobble)), np.float32)
+def low_resolution(mask: Mask) -> Mask:
+    """A square view's mask in the decoder's 256×256 pixels: those that it covers by half or more."""
+    if len(mask) == MASK_SIDE:
+        return mask
+    covered = cv2.resize(mask.astype(np.float32), (MASK_SIDE, MASK_SIDE), interpolation=cv2.INTER_AREA)
+    return np.asarray(covered >= 0.5)
 
 
 def _pixels(mask: Mask, count: int, rng: np.random.Generator) -> tuple[Point, ...]:

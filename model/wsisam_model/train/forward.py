@@ -90,7 +90,9 @@ class TrainingDecoder(nn.Module):
             wide = [queries[row] for row in with_lr]
             Q_lr, _ = self._transform(wide, self.adapters.lr, lr=True)
             weights = t.new_tensor([query.lr_token_weight for query in wide])[:, None]
-            t = t.index_add(0, torch.tensor(with_lr), self.adapters.lr.token(Q_lr[:, HF_ROW]) * weights)
+            t = t.index_add(
+                0, torch.tensor(with_lr, device=t.device), self.adapters.lr.token(Q_lr[:, HF_ROW]) * weights
+            )
         sam_weights = self.base.mask_decoder.mask_weights(Q[:, MASK_ROWS], range(1))[:, 0]
         fused = self._fused(queries)
         return [
@@ -112,10 +114,11 @@ class TrainingDecoder(nn.Module):
             )
             sparse = encoder.sparse(prompt.points, prompt.labels, prompt.boxes, kinds)
             tokens.append(decoder.tokens(sparse, adapter.hf_token.weight)[0])
-            images.append((features.embedding.float() + encoder.dense(prompt.mask)[0]).flatten(1).T)
+            images.append((features.embedding.to(self.position) + encoder.dense(prompt.mask)[0]).flatten(1).T)
         longest = max(map(len, tokens))
         Q0 = torch.stack([F.pad(row, (0, 0, 0, longest - len(row))) for row in tokens])
-        real = torch.arange(longest) < torch.tensor([len(row) for row in tokens])[:, None]
+        lengths = torch.tensor([len(row) for row in tokens], device=Q0.device)
+        real = torch.arange(longest, device=Q0.device) < lengths[:, None]
         return _two_way(decoder.transformer, Q0, torch.stack(images), self.position, real)
 
     def _fused(self, queries: Sequence[Query]) -> dict[tuple[int, Window], Tensor]:
@@ -125,7 +128,7 @@ class TrainingDecoder(nn.Module):
             key = (id(query.hr), query.window)
             if key not in fused:
                 cells = _cells(query.window)
-                embedding, early = query.hr.embedding[:, *cells].float(), query.hr.early[:, *cells].float()
+                embedding, early = (part[:, *cells].to(self.position) for part in (query.hr.embedding, query.hr.early))
                 fused[key] = self.adapters.hr.fuse(embedding[None], early[None])[0]
         return fused
 

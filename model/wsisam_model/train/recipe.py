@@ -37,10 +37,8 @@ class Recipe:
     """Share of box prompts; the rest are points."""
     box_noise: float = 0.25
     """Boxes are noisy by up to this, uniformly; a fifth of them is tight."""
-    corrected: float = 0.3
+    corrected: float = 0.2
     """Share of the point prompts whose last click is put where the answer to the others was wrong."""
-    with_mask: float = 0.5
-    """Chance that such a corrected prompt also brings along SAM's logits of that answer, as `refine` does."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1)

@@ -17,6 +17,15 @@ Mask = npt.NDArray[np.bool_]
 """One object in a view, bool (S, S)."""
 
 
+MIN_AREA_UM2 = 400.0
+"""Smaller objects are single nuclei and specks, not what the service is for."""
+NOISES = {"tight": 0.0, "box10": 0.1, "box20": 0.2}
+"""Kinds of box prompts, and how noisy they are."""
+POINTS = {"points1": (1, 0), "points3": (3, 0), "points5": (5, 0), "points10": (7, 3)}
+"""Kinds of point prompts: positive and negative points of each."""
+KINDS = (*NOISES, *POINTS)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
     """One annotated object on one HR and LR pair of views, both S x S pixels, concentric, LR twice the field.

@@ -17,10 +17,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from wsisam_model.adapters import IouCalibration
 from wsisam_model.embedding import Embedding
+from wsisam_model.evaluate.metrics import iou
 from wsisam_model.prompt_encoder import GRID
-from wsisam_model.prompts import Prompt
+from wsisam_model.prompts import MASK_SIDE, Prompt
+from wsisam_model.quality import mask_numbers
 from wsisam_model.train import draws
+from wsisam_model.train.calibration import fit_calibration
 from wsisam_model.train.forward import CELL, Query, TrainingDecoder, Window
 from wsisam_model.train.losses import mask_loss
 from wsisam_model.train.recipe import Recipe
@@ -35,6 +39,7 @@ MIN_WINDOW, MAX_WINDOW = 20, 48
 """Sides of windows in cells."""
 POINT_COUNTS = (1, 1, 1, 2, 3, 3, 4, 5, 5, 6, 7, 8, 10)
 CHECKPOINT_EVERY = 100
+CALIBRATION_ANSWERS = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +119,21 @@ class Trainer:
         self.log = [StepLog(**row) for row in state["log"]]
         return True
 
+    def calibrate(self, answers: int = CALIBRATION_ANSWERS) -> None:
+        """Learn the predicted IoU from the adapters' present answers to prompts on the samples trained on."""
+        rng = np.random.default_rng([self.recipe.seed, self.recipe.steps, answers])
+        numbers, ious = [], []
+        for index in rng.choice(len(self.samples), answers, p=self.weights):
+            sample = self.samples[index]
+            hr = self._embed(sample.hr)
+            lr = None if self.recipe.branches == "hr" else self._embed(sample.lr)
+            with torch.no_grad():
+                (answer,) = self.decoder([Query(hr, lr, self._prompt(sample, hr, lr, rng))])
+            logits = answer.logits.float().cpu().numpy()
+            numbers.append(mask_numbers(logits[None])[0])
+            ious.append(iou(logits > 0, draws.low_resolution(sample.mask)))
+        self.decoder.adapters.iou = IouCalibration(fit_calibration(np.stack(numbers), ious))
+
     def _one_step(self) -> StepLog:
         rng = np.random.default_rng([self.recipe.seed, self.step])
         scale = self._schedule()
@@ -134,7 +154,7 @@ class Trainer:
         self.optimiser.step()
         self.step += 1
         boxes = torch.tensor([query.prompt.box is not None for query in queries])
-        values = losses.detach()
+        values = losses.detach().cpu()
         return StepLog(
             self.step,
             float(values.mean()),
@@ -152,7 +172,7 @@ class Trainer:
         hr = self._embed(sample.hr)
         lr = None if self.recipe.branches == "hr" else self._embed(sample.lr)
         window = window_around(sample, rng)
-        truth = torch.from_numpy(sample.mask[window.pixels]).float()
+        truth = torch.from_numpy(draws.low_resolution(sample.mask)[window.pixels]).to(self.decoder.position)
         pairs = []
         for _ in range(self.recipe.prompts_per_sample):
             prompt = self._prompt(sample, hr, lr, rng)
@@ -186,17 +206,18 @@ class Trainer:
         """`prompt` and one click more, where the present adapters answer it wrongly."""
         with torch.no_grad():
             (answer,) = self.decoder([Query(hr, lr, prompt)])
-        click = draws.next_click(sample.mask, (answer.logits > 0).numpy())
+        click = draws.next_click(draws.low_resolution(sample.mask), (answer.logits > 0).cpu().numpy())
         if click is None:
             return prompt
-        place, label = click
-        mask = answer.sam.numpy() if rng.random() < self.recipe.with_mask else None
-        return Prompt(points=(*prompt.points, place), labels=(*prompt.labels, label), mask_hr=mask)
+        (x, y), label = click
+        scale = len(sample.mask) / MASK_SIDE
+        place = ((x + 0.5) * scale - 0.5, (y + 0.5) * scale - 0.5)
+        return Prompt(points=(*prompt.points, place), labels=(*prompt.labels, label))
 
 
 def window_around(sample: Sample, rng: np.random.Generator) -> Window:
     """A random window that holds the object as far as it fits."""
-    x0, y0, x1, y1 = draws.tight_box(sample.mask)
+    x0, y0, x1, y1 = draws.tight_box(draws.low_resolution(sample.mask))
     side = math.ceil(WINDOW_MARGIN * max(x1 - x0, y1 - y0) / CELL)
     side = min(MAX_WINDOW, max(MIN_WINDOW, side))
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from wsisam_model.config import model_config
+from wsisam_model.train.samples import KINDS
 from wsisam_service.commands.flags import UsageError, add_settings, settings_of
 from wsisam_service.commands.tissue_flags import add_tissue, progress_bar, tissue_of
-from wsisam_service.dataset import KINDS
 
 MODEL_SETTINGS = ("model", "adapters", "weights", "engine", "precision", "device", "threads")
 FIRST_CLICK = "points1"

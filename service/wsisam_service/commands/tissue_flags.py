@@ -6,13 +6,16 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from wsisam_model.config import ModelConfig
+from wsisam_model.train.samples import MIN_AREA_UM2
 from wsisam_service.commands.flags import UsageError
-from wsisam_service.dataset import MIN_AREA_UM2, Dataset, load
+
+if TYPE_CHECKING:
+    from wsisam_service.dataset import Dataset
 
 CACHE_FOLDER = Path(".cache/embeddings")
 SHOWN_REJECTIONS = 8
@@ -41,6 +44,8 @@ def add_tissue(parser: argparse.ArgumentParser) -> None:
 
 def tissue_of(options: argparse.Namespace, config: ModelConfig) -> tuple[Dataset, Dataset]:
     """(for training, held out) of a command line; says on stderr what was left out and why."""
+    from wsisam_service.dataset import load
+
     dataset = load(options.data, config, min_area_um2=options.min_area)
     for rejection in dataset.rejections[:SHOWN_REJECTIONS]:
         print(f"left out: {rejection.what}: {rejection.reason}", file=sys.stderr)

@@ -122,4 +122,5 @@ def _train(trainer: Trainer) -> None:
             bar.update()
 
         trainer.run(report)
+    trainer.calibrate()
     loss_curve(trainer.folder / "loss.png", trainer.log)

@@ -1,0 +1,101 @@
+"""Scores against values computed by hand, intervals, calibration, the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wsisam_model.errors import CheckpointError
+from wsisam_model.evaluate.intervals import bootstrap, spearman
+from wsisam_model.evaluate.metrics import boundary_f, dice, iou
+from wsisam_model.evaluate.report import Results, write_report
+from wsisam_model.evaluate.scores import FROZEN, HR, Clicks, Score
+from wsisam_model.quality import fused_iou, mask_numbers
+from wsisam_model.train.calibration import fit_calibration
+
+
+def square(x0: int, x1: int, y0: int = 10, y1: int = 30) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
+    mask = np.zeros((64, 64), bool)
+    mask[y0:y1, x0:x1] = True
+    return mask
+
+
+def test_dice_and_iou_of_overlapping_squares() -> None:
+    a, b = square(10, 30), square(20, 40)
+    assert dice(a, b) == pytest.approx(0.5)
+    assert iou(a, b) == pytest.approx(1 / 3)
+    empty = np.zeros_like(a)
+    assert dice(empty, empty) == iou(empty, empty) == 1.0
+    assert dice(a, empty) == iou(a, empty) == 0.0
+
+
+def test_the_boundary_score_forgives_two_pixels_and_no_more() -> None:
+    truth = square(10, 30)
+    assert boundary_f(square(12, 32), truth) == pytest.approx(1.0)
+    assert boundary_f(square(20, 40, 40, 60), truth) == 0.0
+    # Moved by 5: of the 76 border pixels, the stretches of upper and lower edge that both have and their ends remain.
+    assert 0.3 < boundary_f(square(15, 35), truth) < 0.75
+    assert boundary_f(np.zeros_like(truth), truth) == 0.0
+
+
+def test_a_border_that_the_view_cuts_is_no_border() -> None:
+    assert boundary_f(square(0, 30, 0, 30), square(0, 30, 0, 30)) == 1.0
+    assert boundary_f(np.ones((64, 64), bool), np.ones((64, 64), bool)) == 1.0
+
+
+def test_patients_make_wider_intervals_than_objects() -> None:
+    values = [0.5] * 20 + [0.9] * 20 + [0.7] * 20
+    patients = ["a"] * 20 + ["b"] * 20 + ["c"] * 20
+    by_object, by_patient = bootstrap(values), bootstrap(values, patients)
+    assert by_object.mean == by_patient.mean == pytest.approx(0.7)
+    assert by_object.low < 0.7 < by_object.high
+    assert (by_patient.low, by_patient.high) == (pytest.approx(0.5), pytest.approx(0.9))
+    assert by_object.high - by_object.low < 0.15
+
+
+def test_spearman_ranks_and_shares_ties() -> None:
+    assert spearman([1, 2, 3, 10], [0.1, 0.4, 0.5, 0.6]) == pytest.approx(1.0)
+    assert spearman([1, 2, 2, 3], [1, 3, 2, 4]) == pytest.approx(0.9487, abs=1e-4)
+    assert np.isnan(spearman([1, 1, 1], [1, 2, 3]))
+
+
+def test_a_calibration_learns_iou_from_the_masks_numbers() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 1, (60, 64, 64)).astype(np.float32) * rng.uniform(0.2, 4, (60, 1, 1)).astype(np.float32)
+    numbers = mask_numbers(logits)
+    truth = 0.2 + 0.6 * numbers[:, 0]
+    tensors = {name: tensor.numpy() for name, tensor in fit_calibration(numbers, truth).items()}
+    np.testing.assert_allclose(fused_iou(logits, tensors), truth, atol=0.02)
+    assert ((fused_iou(logits * 50, tensors) >= 0) & (fused_iou(logits * 50, tensors) <= 1)).all()
+
+
+def test_a_mask_without_a_pixel_has_numbers_too() -> None:
+    assert np.isfinite(mask_numbers(np.full((1, 64, 64), -5, np.float32))).all()
+
+
+def test_a_calibration_of_another_shape_is_refused() -> None:
+    with pytest.raises(CheckpointError, match=r"iou\.weight"):
+        fused_iou(np.zeros((1, 8, 8), np.float32), {"weight": np.zeros(3, np.float32), "bias": np.zeros(1, np.float32)})
+
+
+def test_the_report_pairs_variants_by_object(tmp_path: Path) -> None:
+    def score(name: str, variant: str, value: float) -> Score:
+        return Score(name, "glas", name[0], "tight", variant, value, value, value, value, 5000.0, 0.4, cut=False)
+
+    scores = [score("a1", FROZEN, 0.5), score("a1", HR, 0.6), score("b1", FROZEN, 0.9), score("b1", HR, 0.8)]
+    clicks = [Clicks("a1", "glas", "a", HR, (0.5, 0.86, 0.91) + (0.91,) * 17)]
+    write_report(Results("lite_medsam", "mine", scores, clicks, [("glas/x", "it is black all over")]), tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "| tight | +0.000 [-0.100 to +0.100; -0.100 to +0.100] |" in text
+    assert "| HR | 0.500 | 0.860 | 0.910 | 0.910 | 0.910 | 0.910 | 2.0 (0%) | 3.0 (0%) |" in text
+    assert "glas/x: it is black all over" in text
+    assert json.loads((tmp_path / "scores.json").read_text())["scores"][1]["dice"] == 0.6
+
+
+def test_clicks_needed() -> None:
+    clicks = Clicks("a", "set", "p", HR, (0.2, 0.86, 0.84) + (0.84,) * 17)
+    assert clicks.needed(0.85) == 2
+    assert clicks.needed(0.9) is None

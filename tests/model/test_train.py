@@ -1,0 +1,236 @@
+"""Training on random networks: the cheap forward is the plain one, the loss falls, runs can be interrupted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from wsisam_model.adapters import Adapters
+from wsisam_model.config import model_config
+from wsisam_model.embedding import Embedding
+from wsisam_model.network import ViewFeatures, WsiSam
+from wsisam_model.point_box import with_point_box
+from wsisam_model.prompt_tensors import branch_prompt
+from wsisam_model.prompts import Prompt
+from wsisam_model.train import draws
+from wsisam_model.train.cache import EmbeddingCache
+from wsisam_model.train.forward import Query, TrainingDecoder, Window
+from wsisam_model.train.recipe import Recipe
+from wsisam_model.train.samples import Sample, held_out_groups
+from wsisam_model.train.start import finished_state, fresh_adapters
+from wsisam_model.train.trainer import Trainer, window_around
+
+CONFIG = model_config("lite_medsam")
+QUICK = Recipe(steps=4, samples_per_step=1, prompts_per_sample=1, warmup=1, learning_rate=3e-3)
+
+
+@pytest.fixture(scope="module")
+def sample() -> Sample:
+    """A disc of 30 pixels radius; the pixels are never looked at, since the embedding comes from `embed`."""
+    y, x = np.mgrid[:256, :256]
+    mask = (x - 120) ** 2 + (y - 140) ** 2 < 30**2
+    lr_mask = (x - 124) ** 2 + (y - 134) ** 2 < 15**2
+    blank = np.full((256, 256, 3), 255, np.uint8)
+    return Sample("disc", "set", "patient", blank, blank, mask, lr_mask, 1.0, 2827.0, 0.25, cut=False)
+
+
+@pytest.fixture(scope="module")
+def embedding(sample: Sample) -> Embedding:
+    """Features in which the disc stands out."""
+    generator = torch.Generator().manual_seed(4)
+    inside = torch.from_numpy(sample.mask[::4, ::4]).float()
+    E = torch.randn(256, 64, 64, generator=generator) * 0.1 + inside * torch.randn(256, 1, 1, generator=generator)
+    X = torch.randn(160, 64, 64, generator=generator) * 0.1 + inside * torch.randn(160, 1, 1, generator=generator)
+    return Embedding(E, X, (256, 256))
+
+
+@pytest.fixture(scope="module")
+def base() -> WsiSam:
+    torch.manual_seed(1)
+    return WsiSam(256).requires_grad_(False).eval()
+
+
+def make_trainer(folder: Path, base: WsiSam, sample: Sample, embedding: Embedding, recipe: Recipe) -> Trainer:
+    decoder = TrainingDecoder(base, fresh_adapters(base, CONFIG, seed=recipe.seed), CONFIG)
+    return Trainer(decoder, [sample], lambda view: embedding, recipe, folder)
+
+
+def test_the_training_forward_gives_the_plain_networks_logits(
+    random_network: WsiSam,
+    random_adapters: Adapters,
+    random_views: tuple[ViewFeatures, ViewFeatures],
+    prompts: dict[str, Prompt],
+) -> None:
+    hr, lr = random_views
+    decoder = TrainingDecoder(random_network, random_adapters, CONFIG)
+    pair = [Embedding(view.embedding, view.early, (256, 256)) for view in random_views]
+    window = Window(10, 20, 30)
+    kinds = ("box", "points", "masks and point")
+    answers = decoder([Query(*pair, prompts[kind], window) for kind in kinds])
+    for kind, answer in zip(kinds, answers, strict=True):
+        tensors = [
+            branch_prompt([prompts[kind]], (256, 256), CONFIG, lr=wide, like=decoder.position) for wide in (False, True)
+        ]
+        plain = random_network.dual_decode(random_adapters, hr, tensors[0], lr, tensors[1])
+        torch.testing.assert_close(answer.logits, plain.logits_hr[0][window.pixels], atol=1e-9, rtol=0)
+        torch.testing.assert_close(answer.sam, plain.hr.sam_masks[0, 0][window.pixels], atol=1e-9, rtol=0)
+
+
+def test_fresh_adapters_start_from_the_sam_mask_of_their_own_pass(base: WsiSam, embedding: Embedding) -> None:
+    decoder = TrainingDecoder(base, fresh_adapters(base, CONFIG, seed=0), CONFIG)
+    with torch.no_grad():
+        (answer,) = decoder([Query(embedding, embedding, Prompt(box=(80.0, 100.0, 160.0, 180.0)))])
+    torch.testing.assert_close(answer.logits, answer.sam)
+
+
+def test_the_loss_falls(tmp_path: Path, base: WsiSam, sample: Sample, embedding: Embedding) -> None:
+    recipe = Recipe(
+        steps=16, samples_per_step=1, prompts_per_sample=1, branches="hr", boxes=1.0, warmup=1, learning_rate=3e-3
+    )
+    trainer = make_trainer(tmp_path, base, sample, embedding, recipe)
+    trainer.run()
+    losses = [row.loss for row in trainer.log]
+    assert np.mean(losses[-3:]) < 0.8 * np.mean(losses[:3])
+
+
+def test_a_resumed_run_ends_like_an_uninterrupted_one(
+    tmp_path: Path, base: WsiSam, sample: Sample, embedding: Embedding
+) -> None:
+    whole = make_trainer(tmp_path / "whole", base, sample, embedding, QUICK)
+    whole.run()
+    first = make_trainer(tmp_path / "parts", base, sample, embedding, QUICK)
+    first.run(until=2)
+    first.save()
+    second = make_trainer(tmp_path / "parts", base, sample, embedding, QUICK)
+    assert second.resume()
+    second.run()
+    np.testing.assert_equal([vars_of(row) for row in second.log], [vars_of(row) for row in whole.log])
+    for key, tensor in whole.decoder.adapters.state_dict().items():
+        torch.testing.assert_close(second.decoder.adapters.state_dict()[key], tensor, rtol=0, atol=0)
+
+
+def vars_of(row: object) -> list[float]:
+    return [getattr(row, name) for name in ("step", "loss", "box_loss", "point_loss", "learning_rate")]
+
+
+def test_a_checkpoint_of_another_recipe_is_not_resumed(
+    tmp_path: Path, base: WsiSam, sample: Sample, embedding: Embedding
+) -> None:
+    make_trainer(tmp_path, base, sample, embedding, QUICK).save()
+    other = make_trainer(tmp_path, base, sample, embedding, Recipe(steps=5))
+    with pytest.raises(ValueError, match="another recipe"):
+        other.resume()
+
+
+def test_training_hr_alone_leaves_the_lr_branch_and_the_base_as_they_were(
+    tmp_path: Path, base: WsiSam, sample: Sample, embedding: Embedding
+) -> None:
+    recipe = Recipe(steps=1, samples_per_step=1, prompts_per_sample=1, warmup=0, branches="hr")
+    trainer = make_trainer(tmp_path, base, sample, embedding, recipe)
+    before = {key: tensor.clone() for key, tensor in trainer.decoder.state_dict().items()}
+    trainer.run()
+    changed = {key for key, tensor in trainer.decoder.state_dict().items() if not torch.equal(tensor, before[key])}
+    assert changed
+    assert all(key.startswith(("adapters.hr.", "adapters.prompt.")) for key in changed)
+
+
+def test_what_is_saved_gives_the_lr_branch_the_hr_branchs_mask_features(base: WsiSam) -> None:
+    state = finished_state(fresh_adapters(base, CONFIG, seed=0))
+    for name in ("embedding_encoder.0.weight", "compress_vit_feat.3.bias", "embedding_maskfeature.3.weight"):
+        torch.testing.assert_close(state[f"lr.{name}"], state[f"hr.{name}"])
+    Adapters.from_state(state)
+
+
+def test_views_are_encoded_once(tmp_path: Path, sample: Sample, embedding: Embedding) -> None:
+    calls = []
+
+    def encode(views: object) -> list[Embedding]:
+        calls.append(views)
+        return [embedding]
+
+    cache = EmbeddingCache(tmp_path, "model:1", encode)
+    cache.fill([sample.hr, sample.lr])
+    again = EmbeddingCache(tmp_path, "model:1", encode)(sample.hr)
+    assert len(calls) == 1
+    torch.testing.assert_close(again.embedding, embedding.embedding.half())
+    EmbeddingCache(tmp_path, "model:2", encode)(sample.hr)
+    assert len(calls) == 2
+
+
+def test_a_window_holds_the_object(sample: Sample) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        window = window_around(sample, rng)
+        assert sample.mask[window.pixels].sum() == sample.mask.sum()
+
+
+def test_held_out_groups_do_not_move_when_data_are_added() -> None:
+    groups = {f"set/{number}" for number in range(40)}
+    held = held_out_groups(groups, ["set/3"], 0.3, seed=1)
+    more = held_out_groups({*groups, "other/1", "other/2"}, ["set/3"], 0.3, seed=1)
+    assert "set/3" in held
+    assert more - {"other/1", "other/2"} == held
+    assert 4 < len(held) < 22
+    assert held_out_groups(groups, ["set"], 0.0, seed=0) == groups
+    with pytest.raises(ValueError, match="nothing is called glas"):
+        held_out_groups(groups, ["glas"], 0.0, seed=0)
+
+
+def test_boxes_are_in_the_index_frame_and_noise_is_bounded() -> None:
+    mask = np.zeros((256, 256), bool)
+    mask[100:150, 40:60] = True
+    box = draws.tight_box(mask)
+    assert box == (39.5, 99.5, 59.5, 149.5)
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        x0, y0, x1, y1 = draws.noisy_box(box, 0.2, rng)
+        assert 16 <= x1 - x0 <= 24
+        assert 40 <= y1 - y0 <= 60
+        assert abs((x0 + x1) / 2 - 49.5) <= 2
+        assert abs((y0 + y1) / 2 - 124.5) <= 5
+
+
+def test_the_next_click_lies_in_the_largest_error() -> None:
+    truth = np.zeros((64, 64), bool)
+    truth[10:30, 10:30] = True
+    answer = truth.copy()
+    answer[40:60, 40:64] = True
+    answer[12:15, 12:15] = False
+    place, label = draws.next_click(truth, answer) or ((0.0, 0.0), 1)
+    assert label == 0
+    assert 47 <= place[1] <= 52
+    assert draws.next_click(truth, answer & (np.arange(64)[:, None] < 40)) == ((13.0, 13.0), 1)
+    assert draws.next_click(truth, truth) is None
+
+
+def test_points_get_a_box_that_shrinks_towards_their_extent() -> None:
+    lone = with_point_box(Prompt(points=((100.0, 50.0),), labels=(1,)), (256, 256))
+    assert (lone.box, lone.points) == ((36.0, -14.0, 164.0, 114.0), ())
+    two = with_point_box(Prompt(points=((60.0, 100.0), (140.0, 120.0)), labels=(1, 1)), (256, 256))
+    assert two.box is not None
+    assert two.box[0::2] == pytest.approx((100 - 110, 100 + 110))
+
+
+def test_negative_points_cut_the_box_of_clicks_and_stay_where_it_cannot_be_cut() -> None:
+    points = ((100.0, 100.0), (140.0, 140.0), (170.0, 120.0), (120.0, 120.0))
+    prompt = with_point_box(Prompt(points=points, labels=(1, 1, 0, 0)), (256, 256))
+    assert prompt.box is not None
+    assert prompt.box[2] == 155.0
+    assert (prompt.points, prompt.labels) == (((120.0, 120.0),), (0,))
+
+
+def test_a_given_box_is_widened_to_hold_clicks_on_the_object() -> None:
+    given = Prompt(box=(50.0, 50.0, 90.0, 90.0), points=((100.0, 60.0), (70.0, 70.0)), labels=(1, 0))
+    assert with_point_box(given, (256, 256)).box == (50.0, 50.0, 100.0, 90.0)
+    only = Prompt(box=(50.0, 50.0, 90.0, 90.0))
+    assert with_point_box(only, (256, 256)) is only
+
+
+def test_a_recipe_takes_changes_by_name() -> None:
+    recipe = Recipe.from_settings(["steps=7", "branches=hr", "boxes=0.5"])
+    assert (recipe.steps, recipe.branches, recipe.boxes) == (7, "hr", 0.5)
+    with pytest.raises(ValueError, match="a recipe has no 'step'"):
+        Recipe.from_settings(["step=7"])
