@@ -11,6 +11,11 @@ from wsisam_service.slides.catalogue import Slide
 from wsisam_service.slides.reader import Level, RgbImage, SlideInfo, SlideReader
 
 PICTURE_ID = "picture"
+PICTURE_MODE = (
+    "A pixel of a picture without a pixel size counts as the model's default_mpp. The wider view is read from the same "
+    "picture and white where it ends."
+)
+"""What is different where no slide lies behind the pixels, as `/v1/info` says it."""
 
 
 class _PictureReader(SlideReader):

@@ -13,6 +13,7 @@ from wsisam_service.api.bodies import described_problems, json_response
 from wsisam_service.api.deps import ServicesDep
 from wsisam_service.api.slide_answers import InfoAnswer
 from wsisam_service.errors import NotReady
+from wsisam_service.picture_slide import PICTURE_MODE
 from wsisam_service.segment import MAX_PROMPTS
 from wsisam_service.views import MAX_REQUEST_MPP, MIN_REQUEST_MPP
 
@@ -60,4 +61,5 @@ async def info(services: ServicesDep) -> Response:
         "refine_ttl_s": settings.refine_ttl_s,
         "mpp": [MIN_REQUEST_MPP, MAX_REQUEST_MPP],
     }
-    return json_response({"version": version(DISTRIBUTION), **await services.executor.info(), "limits": limits})
+    offered = await services.executor.info()
+    return json_response({"version": version(DISTRIBUTION), **offered, "pictures": PICTURE_MODE, "limits": limits})

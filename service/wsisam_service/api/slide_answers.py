@@ -70,3 +70,4 @@ class InfoAnswer(BaseModel):
     precision: str
     engine: str
     warnings: list[str]
+    pictures: str = Field(description="What is different where no slide lies behind the pixels.")
