@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from wsisam_model.errors import CheckpointError
 from wsisam_model.layers import LayerNorm2d
 from wsisam_model.mask_decoder import FEATURES, ThreeLayerMlp
-from wsisam_model.point_box import LONE_SIDE, SPREAD, with_point_box
+from wsisam_model.point_box import LONE_SIDE, SPREAD, readings, with_point_box
 from wsisam_model.prompts import Prompt
 from wsisam_model.quality import check_calibration
 from wsisam_model.transformer import WIDTH
@@ -93,6 +93,13 @@ class TrainedPrompt(nn.Module):
         if self.not_a_point_embed is not None:
             rows[_PADDING] = self.not_a_point_embed.weight
         return torch.cat(rows)
+
+    def readings(self, prompt: Prompt, view_size: tuple[int, int]) -> list[Prompt]:
+        """What `prompt`, in HR view pixels, may mean (`point_box.readings`); itself if clicks are taken as such."""
+        if self.point_box is None:
+            return [prompt]
+        spread, lone_side = self.point_box.tolist()
+        return readings(prompt, view_size, spread, lone_side)
 
     def complete(self, prompt: Prompt, view_size: tuple[int, int]) -> Prompt:
         """`prompt`, in HR view pixels, with a box around its clicks if the adapters want one."""

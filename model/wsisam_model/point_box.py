@@ -9,6 +9,10 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import cv2
+import numpy as np
+import numpy.typing as npt
+
 from wsisam_model.prompts import Prompt
 
 SPREAD = 3.5
@@ -17,6 +21,10 @@ and glomeruli is 2.3, 1.7, 1.5 and 1.35 times the extent of 3, 5, 7 and 10 point
 LONE_SIDE = 0.5
 """Part of the view's side that a lone point's box has: the median object in the view that one click leads to."""
 
+LONE_SIDES = (0.5, 0.75, 1.0, 1.4)
+"""What one click may mean, as multiples of the lone side: all are decoded and the surest mask is taken."""
+
+Mask = npt.NDArray[np.bool_]
 Box = tuple[float, float, float, float]
 Point = tuple[float, float]
 
@@ -45,6 +53,31 @@ def with_point_box(
         return prompt
     inside = tuple(point for point in negative if box[0] < point[0] < box[2] and box[1] < point[1] < box[3])
     return replace(prompt, box=box, points=inside, labels=(0,) * len(inside), mask_hr=None, mask_lr=None)
+
+
+def readings(prompt: Prompt, view_size: tuple[int, int], spread: float, lone_side: float) -> list[Prompt]:
+    """What `prompt` may mean, each `with_point_box`: several boxes for one click alone, else one."""
+    lone = prompt.box is None and sum(prompt.labels) == 1
+    sides = LONE_SIDES if lone else (1.0,)
+    return [with_point_box(prompt, view_size, spread, lone_side * side) for side in sides]
+
+
+def reread(prompt: Prompt, read: Prompt, answer: Mask) -> Prompt | None:
+    """`read`, which several clicks of `prompt` became, with the box of what `answer` (H, W) found under the positive
+    clicks in place of the guess; None if there is nothing to gain.
+    """
+    positive = [point for point, label in zip(prompt.points, prompt.labels, strict=True) if label]
+    if prompt.box is not None or len(positive) < 2:
+        return None
+    _, pieces = cv2.connectedComponents(answer.astype(np.uint8))
+    height, width = answer.shape
+    places = [(min(max(round(y), 0), height - 1), min(max(round(x), 0), width - 1)) for x, y in positive]
+    found = {int(pieces[place]) for place in places} - {0}
+    if not found:
+        return None
+    ys, xs = np.nonzero(np.isin(pieces, list(found)))
+    box = (float(xs.min()) - 0.5, float(ys.min()) - 0.5, float(xs.max()) + 0.5, float(ys.max()) + 0.5)
+    return replace(read, box=box)
 
 
 def _around(points: list[Point]) -> Box:

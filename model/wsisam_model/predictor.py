@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +22,11 @@ from wsisam_model.errors import CheckpointError, ModelError
 from wsisam_model.fast_decoder import DecoderView, FastDecoder
 from wsisam_model.image_encoder import load_image_encoder
 from wsisam_model.network import WsiSam
-from wsisam_model.preprocessing import Floats, resized_size, to_input
+from wsisam_model.point_box import reread
+from wsisam_model.preprocessing import Floats, resized_size, to_input, upscale_logits
 from wsisam_model.prompt_tensors import check_prompt
 from wsisam_model.prompts import MASK_SIDE
-from wsisam_model.quality import fused_iou
+from wsisam_model.quality import confidence, fused_iou
 
 __all__ = ["AdapterInfo", "DecodeRequest", "Decoded", "DecoderView", "Embedding", "Predictor"]
 
@@ -120,7 +121,20 @@ class Predictor:
 
     def decode(self, requests: Sequence[DecodeRequest]) -> list[Decoded]:
         """The masks of any mixture of requests, in their order, each as if asked alone. Raises `PromptError`."""
-        requests = [self._completed(request) for request in requests]
+        readings = [self._readings(request) for request in requests]
+        decoded = iter(self._decode_each([reading for alike in readings for reading in alike]))
+        chosen = [max(((reading, next(decoded)) for reading in alike), key=_sureness) for alike in readings]
+        answers = [answer for _, answer in chosen]
+        again = {
+            index: second
+            for index, (request, (reading, answer)) in enumerate(zip(requests, chosen, strict=True))
+            if (second := self._again(request, reading, answer)) is not None
+        }
+        for index, answer in zip(again, self._decode_each(list(again.values())), strict=True):
+            answers[index] = answer
+        return answers
+
+    def _decode_each(self, requests: Sequence[DecodeRequest]) -> list[Decoded]:
         answers: dict[int, Decoded] = {}
         alike = sorted(range(len(requests)), key=lambda index: _effort(requests[index]))
         for start in range(0, len(alike), self.max_batch):
@@ -128,13 +142,22 @@ class Predictor:
             answers |= zip(chosen, self._decode_batch([requests[index] for index in chosen]), strict=True)
         return [answers[index] for index in range(len(requests))]
 
-    def _completed(self, request: DecodeRequest) -> DecodeRequest:
-        """`request` as its adapters were trained to see it; the frozen SAM takes prompts as they are."""
+    def _readings(self, request: DecodeRequest) -> list[DecodeRequest]:
+        """What the request's clicks may mean to the adapters; the frozen SAM takes prompts as they are."""
         adapters = self.decoder.adapters
         if adapters is None or request.frozen:
-            return request
+            return [request]
         check_prompt(request.prompt)
-        return replace(request, prompt=adapters.prompt.complete(request.prompt, request.hr.view_size))
+        prompts = adapters.prompt.readings(request.prompt, request.hr.view_size)
+        return [replace(request, prompt=prompt) for prompt in prompts]
+
+    def _again(self, request: DecodeRequest, reading: DecodeRequest, answer: Decoded) -> DecodeRequest | None:
+        """`reading` with the box of its answer, where the box was guessed from several clicks."""
+        if reading.prompt is request.prompt or sum(request.prompt.labels) < 2:
+            return None
+        mask = upscale_logits(answer.logits[:1], self.config, request.hr.view_size)[0] > 0
+        prompt = reread(request.prompt, reading.prompt, mask)
+        return None if prompt is None else replace(reading, prompt=prompt)
 
     def _decode_batch(self, requests: Sequence[DecodeRequest]) -> list[Decoded]:
         with torch.inference_mode():
@@ -145,6 +168,10 @@ class Predictor:
     def _predict_iou(self, logits: Floats, view_size: tuple[int, int]) -> Floats:
         height, width = (side * MASK_SIDE // self.config.image_size for side in resized_size(view_size, self.config))
         return fused_iou(logits[:, :height, :width], self._calibration)
+
+
+def _sureness(pair: tuple[DecodeRequest, Decoded]) -> float:
+    return confidence(pair[1].logits[0])
 
 
 def _effort(request: DecodeRequest) -> tuple[bool, int]:
