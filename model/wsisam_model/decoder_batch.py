@@ -18,7 +18,6 @@ from wsisam_model.fast_decoder import (
     DecoderView,
     FastDecoder,
     Layout,
-    ViewTensors,
 )
 from wsisam_model.mask_decoder import MASKS
 from wsisam_model.preprocessing import Floats, lr_from_hr, to_model_frame
@@ -113,7 +112,7 @@ def collate(decoder: FastDecoder, requests: Sequence[DecodeRequest], config: Mod
     inputs = DecoderInputs(
         tokens,
         key_mask,
-        views=_stack_views(rows),
+        views=[row.view.tensors for row in rows],
         dense=_dense(decoder, rows),
         fused_hr=[decoder.fused(row.view, row.branch) for row in adapted],
         fused_lr=[decoder.fused(row.view, row.branch) for row in rows[len(order) : len(order) + layout.lr_masks]],
@@ -173,13 +172,6 @@ def _rank(request: DecodeRequest, frozen_model: bool) -> int:
     if request.lr_mask:
         return 1
     return 2 if request.lr_sam else 3
-
-
-def _stack_views(rows: Sequence[_Row]) -> ViewTensors:
-    first = rows[0].view
-    if all(row.view is first for row in rows):
-        return ViewTensors(*(tensor.expand(len(rows), *tensor.shape) for tensor in first.tensors))
-    return ViewTensors(*(torch.stack(parts) for parts in zip(*(row.view.tensors for row in rows), strict=True)))
 
 
 def _dense(decoder: FastDecoder, rows: Sequence[_Row]) -> Tensor | None:

@@ -88,8 +88,8 @@ class DecoderInputs(NamedTuple):
     """Input tokens (R, T, 256), padded to the longest row with anything finite."""
     key_mask: Tensor
     """(R, T), false where a row has no token."""
-    views: ViewTensors
-    """Each row's view."""
+    views: Sequence[ViewTensors] | ViewTensors
+    """Each row's view, for engines that read them where they lie; or all of them, with the leading axis R."""
     dense: Tensor | None
     """(R, 4096, 256): what a row's mask prompt adds beyond the no-mask embedding; None if no row has one."""
     fused_hr: Sequence[Tensor]
@@ -145,13 +145,13 @@ class FastDecoder(nn.Module):
             embedding = view.tensors.positions - self.network.prompt_encoder.no_mask_embed.weight
             early = view.early.to(embedding)[None]
             fused = adapter.fuse(embedding.T.reshape(1, WIDTH, GRID, GRID), early)
-            view.fused[branch] = fused.reshape(FEATURES, MASK_SIDE * MASK_SIDE)
+            view.fused[branch] = fused.reshape(FEATURES, MASK_SIDE * MASK_SIDE).contiguous()
         return view.fused[branch]
 
     def forward(self, layout: Layout, inputs: DecoderInputs) -> DecoderOutput:
         """Decode the rows of a batch."""
         tokens, key_mask, views, dense, fused_hr, fused_lr = inputs
-        Q, K = self._two_layers(tokens, key_mask, views, dense)
+        Q, K = self.two_layers(tokens, key_mask, _stack(views), dense)
         read, hf = self._last_look(layout, Q, tokens, K)
         decoder = self.network.mask_decoder
         iou = decoder.predicted_iou(read[:, IOU_ROW])
@@ -173,12 +173,15 @@ class FastDecoder(nn.Module):
         assert isinstance(block, TwoWayBlock)
         return block
 
-    def _two_layers(
-        self, Q0: Tensor, key_mask: Tensor, views: ViewTensors, dense: Tensor | None
+    def two_layers(
+        self, Q0: Tensor, key_mask: Tensor | None, views: ViewTensors, dense: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Tokens and image positions after both layers. Four attentions have tokens as keys and need the mask (6d)."""
+        """Tokens and image positions after both layers, of the rows' input tokens `Q0` (R, T, 256).
+
+        Four attentions have tokens as keys and need `key_mask` (R, T) (6d), unless no row is padded.
+        """
         first, second = self._block(0), self._block(1)
-        self_mask = key_mask[:, None, None, :]
+        self_mask = None if key_mask is None else key_mask[:, None, None, :]
         K, key, value, query = _with_dense(first, views, dense)
 
         Q = first.self_attend(Q0, Q0, self_mask)
@@ -204,11 +207,12 @@ class FastDecoder(nn.Module):
         """
         count = layout.mask_rows
         rows = [IOU_ROW, *range(1, 1 + layout.masks), HF_ROW]
-        read = self._final(Q[:count, rows], Q0[:count, rows], K[:count])
-        rest = self._final(Q[count:, HF_ROW : HF_ROW + 1], Q0[count:, HF_ROW : HF_ROW + 1], K[count:])
+        read = self.final(Q[:count, rows], Q0[:count, rows], K[:count])
+        rest = self.final(Q[count:, HF_ROW : HF_ROW + 1], Q0[count:, HF_ROW : HF_ROW + 1], K[count:])
         return read, torch.cat((read[:, -1], rest[:, 0]))
 
-    def _final(self, Q: Tensor, Q0: Tensor, K: Tensor) -> Tensor:
+    def final(self, Q: Tensor, Q0: Tensor, K: Tensor) -> Tensor:
+        """The final attention of some of the tokens, each of which could be asked alone."""
         transformer = self.network.mask_decoder.transformer
         attended = tokens_to_image(transformer.final_attn_token_to_image, Q + Q0, K + self.position, K)
         normed: Tensor = transformer.norm_final_attn(Q + attended)
@@ -221,6 +225,16 @@ class FastDecoder(nn.Module):
         t_hr = self.adapters.hr.token(hf[layout.frozen : hr_end])
         t_lr = self.adapters.lr.token(hf[hr_end:])
         return torch.cat((t_hr[: len(t_lr)] + t_lr, t_hr[len(t_lr) :]))
+
+
+def _stack(views: Sequence[ViewTensors] | ViewTensors) -> ViewTensors:
+    """With a leading axis R; not copied where all rows have one view."""
+    if isinstance(views, ViewTensors):
+        return views
+    first = views[0]
+    if all(view is first for view in views):
+        return ViewTensors(*(tensor.expand(len(views), *tensor.shape) for tensor in first))
+    return ViewTensors(*(torch.stack(parts) for parts in zip(*views, strict=True)))
 
 
 def _heads(x: Tensor) -> Tensor:

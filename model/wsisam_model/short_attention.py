@@ -50,12 +50,14 @@ def image_to_token_logits(attention: Attention, image: Tensor, keys: Tensor) -> 
     return (absorbed @ image.transpose(1, 2)).reshape(*heads.shape[:3], -1) + bias
 
 
-def update_image(attention: Attention, K: Tensor, logits: Tensor, values: Tensor, key_mask: Tensor) -> Tensor:
+def update_image(attention: Attention, K: Tensor, logits: Tensor, values: Tensor, key_mask: Tensor | None) -> Tensor:
     """K (R, 4096, 256) plus what the image reads from the tokens `values` (R, T, 256).
 
-    `key_mask` (R, T) is false where a row has no token.
+    `key_mask` (R, T) is false where a row has no token; None if every row has all of them.
     """
-    weights = logits.masked_fill(~key_mask[:, None, :, None], -math.inf).softmax(dim=2)
+    if key_mask is not None:
+        logits = logits.masked_fill(~key_mask[:, None, :, None], -math.inf)
+    weights = logits.softmax(dim=2)
     heads = split_heads(attention.v_proj(values))
     if values.shape[1] >= SHORT:
         return K + _join(attention, weights.transpose(2, 3) @ heads)

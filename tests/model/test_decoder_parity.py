@@ -36,7 +36,7 @@ def golden(shared: Path) -> Golden:
 def views(golden: Golden) -> dict[str, ViewParity]:
     base = load_base_weights(base_weights_path(CONFIG), CONFIG)
     adapters = AdapterWeights("golden", "", {}, golden.state("adapter_high/"), golden.state("adapter_low/"))
-    predictor = Predictor(CONFIG, base, adapters, device="cpu")
+    predictor = Predictor(CONFIG, base, adapters, device="cpu", engine="torch")
     return {view: ViewParity(predictor, golden, view) for view in golden.views()}
 
 

@@ -34,7 +34,7 @@ def predictor(base: BaseWeights) -> Predictor:
     torch.manual_seed(6)
     hr, lr = Adapter(160).state_dict(), Adapter(160).state_dict()
     weights = AdapterWeights("random", "cd" * 32, {}, dict(hr), dict(lr))
-    return Predictor(CONFIG, base, weights, device="cpu")
+    return Predictor(CONFIG, base, weights, device="cpu", engine="torch")
 
 
 @pytest.fixture(scope="module")
@@ -152,16 +152,18 @@ def test_a_prompt_the_network_cannot_take_is_refused(
 
 
 def test_view_keys_name_the_encoders_precision_only(base: BaseWeights) -> None:
-    assert Predictor(CONFIG, base, device="cpu").key_prefix == "lite_medsam:abababababab:1"
-    assert Predictor(CONFIG, base, device="cpu", precision="bfloat16/float32").key_prefix.endswith(":1-bf16")
-    assert Predictor(CONFIG, base, device="cpu", precision="float32/bfloat16").key_prefix.endswith(":1")
+    assert Predictor(CONFIG, base, device="cpu", engine="torch").key_prefix == "lite_medsam:abababababab:1"
+    assert Predictor(CONFIG, base, device="cpu", engine="torch", precision="bfloat16/float32").key_prefix.endswith(
+        ":1-torch-bf16"
+    )
+    assert Predictor(CONFIG, base, device="cpu", engine="torch", precision="float32/bfloat16").key_prefix.endswith(":1")
 
 
 def test_reduced_precision_of_the_decoder_stays_near(
     base: BaseWeights, predictor: Predictor, prompts: Mapping[str, Prompt]
 ) -> None:
     embedding = Embedding(torch.randn(256, 64, 64), torch.randn(160, 64, 64), (256, 256))
-    half = Predictor(CONFIG, base, device="cpu", precision="float32/bfloat16")
+    half = Predictor(CONFIG, base, device="cpu", engine="torch", precision="float32/bfloat16")
     answers = [
         each.decode([DecodeRequest(each.prepare(embedding), None, prompts["points"], frozen=True)])[0].logits
         for each in (half, predictor)
@@ -185,7 +187,9 @@ def test_trained_prompt_vectors_serve_the_adapters_but_not_the_frozen_model(base
     E, X = torch.randn(256, 64, 64), torch.randn(160, 64, 64)
     answers = []
     for prompt in ({}, trained):
-        predictor = Predictor(CONFIG, base, AdapterWeights("x", "", {}, *branches, prompt), device="cpu")
+        predictor = Predictor(
+            CONFIG, base, AdapterWeights("x", "", {}, *branches, prompt), device="cpu", engine="torch"
+        )
         view = predictor.prepare(Embedding(E, X, (256, 256)))
         requests = [DecodeRequest(view, None, point, frozen=frozen) for frozen in (False, True)]
         answers.append(predictor.decode(requests))

@@ -1,0 +1,24 @@
+"""What runs the network: torch as the reference, OpenVINO on CPU, captured graphs on CUDA, behind one interface."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from wsisam_model.decoder_batch import DecoderBatch
+from wsisam_model.fast_decoder import DecoderOutput
+
+
+class Engine(Protocol):
+    """The two heavy steps of a predictor; used from one thread at a time. Tensors are on the predictor's device."""
+
+    name: str
+
+    def encode(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """E (B, 256, 64, 64) and X (B, C, 64, 64), float32, of normalised views (B, 3, S, S) on the CPU."""
+        ...
+
+    def run(self, batch: DecoderBatch) -> DecoderOutput:
+        """The decoder's output for a batch. It may lie in buffers that the next call overwrites."""
+        ...

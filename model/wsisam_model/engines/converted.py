@@ -1,0 +1,64 @@
+"""Converted networks on disk, so that only the first start on a machine pays for their conversion."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import openvino
+import torch
+from torch import Tensor
+
+FORMAT = 1
+"""Raised with every change of the graphs that are converted."""
+
+
+def default_folder() -> Path:
+    """`wsisam/engines` in the user's cache folder (`XDG_CACHE_HOME`, by default `~/.cache`)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wsisam" / "engines"
+
+
+def name_of(part: str, tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """A file name that changes with the weights, with the graph's version and with those of OpenVINO and torch."""
+    digest = hashlib.sha256(f"{FORMAT} {openvino.__version__} {torch.__version__}".encode())
+    for key, tensor in tensors:
+        digest.update(f"{key} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return f"{part}-{digest.hexdigest()[:24]}"
+
+
+def read_or_convert(
+    folder: Path, name: str, convert: Callable[[], openvino.Model]
+) -> tuple[openvino.Model, str | None]:
+    """The network `name` from `folder`, or made by `convert` and kept there; and a warning where it cannot be kept.
+
+    A damaged file is replaced. Several processes may do this at once: a file is complete when it has its name.
+    """
+    path = folder / f"{name}.xml"
+    if path.is_file():
+        try:
+            return openvino.Core().read_model(path), None
+        except RuntimeError:
+            pass  # damaged: made anew below
+    model = convert()
+    try:
+        _keep(model, path)
+    except (OSError, RuntimeError) as error:
+        return model, f"a converted network could not be kept in {folder}, so every start converts it: {error}"
+    return model, None
+
+
+def _keep(model: openvino.Model, path: Path) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    draft = path.with_name(f"draft-{secrets.token_hex(8)}.xml")
+    weights = draft.with_suffix(".bin")
+    try:
+        openvino.save_model(model, draft, compress_to_fp16=False)
+        weights.replace(path.with_suffix(".bin"))
+        draft.replace(path)  # last, since its being there says that both are
+    finally:
+        draft.unlink(missing_ok=True)
+        weights.unlink(missing_ok=True)

@@ -1,0 +1,38 @@
+"""The reference engine: eager torch, on any device and in any precision."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from wsisam_model.decoder_batch import DecoderBatch
+from wsisam_model.engines.precision import Precision
+from wsisam_model.fast_decoder import DecoderOutput, FastDecoder
+from wsisam_model.image_encoder import ImageEncoder
+
+
+class TorchEngine:
+    """`Engine` in eager torch; below float32 under torch's autocast, which keeps norms and softmax in float32."""
+
+    name = "torch"
+
+    def __init__(self, encoder: ImageEncoder, decoder: FastDecoder, device: torch.device, precision: Precision) -> None:
+        self.encoder, self.decoder = encoder, decoder
+        self.device = device
+        self.precision = precision
+
+    def encode(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.inference_mode(), self.autocast(self.precision.encoder):
+            E, X = self.encoder(inputs.to(self.device, non_blocking=True))
+        return E.float(), X.float()
+
+    def run(self, batch: DecoderBatch) -> DecoderOutput:
+        with torch.inference_mode(), self.autocast(self.precision.decoder):
+            output: DecoderOutput = self.decoder(batch.layout, batch.inputs)
+        return output
+
+    def autocast(self, dtype: torch.dtype) -> AbstractContextManager[object]:
+        """The context in which a step of that precision runs."""
+        return nullcontext() if dtype == torch.float32 else torch.autocast(self.device.type, dtype)

@@ -1,0 +1,171 @@
+"""Every engine against the golden vectors, and what happens where an engine cannot be had."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from wsisam_model.checkpoints import AdapterWeights, BaseWeights, load_base_weights
+from wsisam_model.config import model_config
+from wsisam_model.decoder_batch import DecodeRequest
+from wsisam_model.engines.precision import Precision
+from wsisam_model.errors import ModelError
+from wsisam_model.golden import Golden
+from wsisam_model.parity import ViewParity
+from wsisam_model.predictor import Predictor
+from wsisam_model.prompts import Prompt
+from wsisam_model.registry import base_weights_path
+
+openvino = pytest.importorskip("openvino", reason="needs the extra wsisam[fast]")
+
+from wsisam_model.engines import converted, openvino_engine  # noqa: E402 # they import openvino
+
+CONFIG = model_config("lite_medsam")
+COMPILED = ["A/box", "A/boxes", "A/point", "A/posneg", "A/points_box", "B/box", "B/point"]
+EAGER = ["A/box_multi", "A/mask_only", "A/mask_point"]
+BOX = Prompt(box=(40.0, 50.0, 170.0, 200.0))
+
+
+@pytest.fixture(scope="module")
+def base() -> BaseWeights:
+    return load_base_weights(base_weights_path(CONFIG), CONFIG)
+
+
+@pytest.fixture(scope="module")
+def golden(shared: Path) -> Golden:
+    return Golden(shared / "parity" / "golden.npz")
+
+
+@pytest.fixture(scope="module")
+def compiled(base: BaseWeights, golden: Golden) -> Predictor:
+    """With the user's folder of converted networks: the first run on a machine converts, which takes a minute."""
+    adapters = AdapterWeights("golden", "", {}, golden.state("adapter_high/"), golden.state("adapter_low/"))
+    predictor = Predictor(CONFIG, base, adapters, device="cpu", engine="openvino")
+    assert (predictor.engine, predictor.warnings) == ("openvino", ())
+    return predictor
+
+
+@pytest.fixture(scope="module")
+def views(compiled: Predictor, golden: Golden) -> dict[str, ViewParity]:
+    return {view: ViewParity(compiled, golden, view) for view in golden.views()}
+
+
+def test_openvino_encodes_as_golden(views: dict[str, ViewParity]) -> None:
+    assert [row for parity in views.values() for row in parity.view_rows() if not row.passed] == []
+
+
+@pytest.mark.parametrize("case", COMPILED + EAGER)
+def test_openvino_decodes_as_golden(views: dict[str, ViewParity], case: str) -> None:
+    assert [row for row in views[case[0]].fast_rows(case) if not row.passed] == []
+
+
+def test_a_box_is_decoded_by_the_compiled_networks_alone(
+    compiled: Predictor, views: dict[str, ViewParity], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wsisam_model.engines.torch_engine.TorchEngine.run", None)
+    hr, lr = (compiled.prepare(embedding) for embedding in (views["A"].hr, views["A"].lr))
+    compiled.decode([DecodeRequest(hr, lr, BOX), DecodeRequest(hr, None, BOX, frozen=True)])
+    with pytest.raises(TypeError):
+        compiled.decode([DecodeRequest(hr, lr, BOX, lr_mask=True)])
+
+
+def test_an_embedding_survives_the_next_encode(compiled: Predictor, golden: Golden) -> None:
+    (first,) = compiled.encode([golden.image("A/hr_view")])
+    kept = first.embedding.clone(), first.early.clone()
+    compiled.encode([golden.image("A/lr_view")])
+    assert torch.equal(first.embedding, kept[0])
+    assert torch.equal(first.early, kept[1])
+
+
+def _fail(*_: Any, **__: Any) -> None:
+    raise RuntimeError("no such operation")
+
+
+@pytest.mark.parametrize("named", ["auto", "openvino"])
+def test_a_failed_conversion_leaves_torch_and_a_warning(
+    base: BaseWeights, monkeypatch: pytest.MonkeyPatch, named: str, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("openvino.convert_model", _fail)
+    predictor = Predictor(CONFIG, base, device="cpu", engine=named, engine_cache=tmp_path)
+    assert predictor.engine == "torch"
+    assert "no such operation" in predictor.warnings[0]
+
+
+def test_a_missing_package_leaves_torch_and_a_warning(base: BaseWeights, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wsisam_model.engines.openvino_engine", None)
+    predictor = Predictor(CONFIG, base, device="cpu")
+    assert predictor.engine == "torch"
+    assert "not installed" in predictor.warnings[0]
+
+
+def test_a_number_format_that_the_cpu_lacks_is_computed_by_torch(
+    base: BaseWeights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino_engine, "_capabilities", lambda core: ["FP32"])
+    predictor = Predictor(CONFIG, base, device="cpu", precision="bfloat16/float32")
+    assert (predictor.engine, predictor.precision) == ("torch", "bfloat16/float32")
+    assert "bfloat16" in predictor.warnings[0]
+
+
+@pytest.fixture
+def convert() -> Callable[[], Any]:
+    """Converts a small network; `calls` counts how often."""
+    calls: list[int] = []
+
+    def convert_linear() -> Any:
+        calls.append(1)
+        return openvino.convert_model(nn.Linear(2, 3), example_input=torch.zeros(1, 2))
+
+    convert_linear.calls = calls  # type: ignore[attr-defined]
+    return convert_linear
+
+
+def test_a_network_is_converted_once_on_a_machine(tmp_path: Path, convert: Any) -> None:
+    results = [converted.read_or_convert(tmp_path / "new", "linear", convert) for _ in range(2)]
+    assert len(convert.calls) == 1
+    assert [warning for _, warning in results] == [None, None]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["linear.bin", "linear.xml"]
+
+
+@pytest.mark.parametrize("damage", ["linear.xml", "linear.bin"])
+def test_a_damaged_file_is_converted_anew(tmp_path: Path, convert: Any, damage: str) -> None:
+    converted.read_or_convert(tmp_path, "linear", convert)
+    (tmp_path / damage).write_bytes(b"")
+    converted.read_or_convert(tmp_path, "linear", convert)
+    assert len(convert.calls) == 2
+
+
+def test_a_folder_that_cannot_be_written_costs_a_warning_only(tmp_path: Path, convert: Any) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    model, warning = converted.read_or_convert(tmp_path / "file", "linear", convert)
+    assert len(model.outputs) == 1
+    assert warning is not None
+    assert "could not be kept" in warning
+
+
+def test_the_name_of_a_converted_network_tells_its_weights_apart() -> None:
+    def name(values: Sequence[float]) -> str:
+        return converted.name_of("part", [("weight", torch.tensor(values))])
+
+    assert name([1.0, 2.0]) == name([1.0, 2.0])
+    assert name([1.0, 2.0]) != name([1.0, 2.5])
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("auto", "float32/float32"), ("bfloat16", "bfloat16/bfloat16"), ("float16/float32", "float16/float32")],
+)
+def test_precision_is_one_format_or_two(name: str, shown: str) -> None:
+    assert str(Precision.of(name)) == shown
+
+
+@pytest.mark.parametrize("name", ["int4", "float32/float32/float32", ""])
+def test_an_unknown_precision_is_refused(name: str) -> None:
+    with pytest.raises(ModelError, match="precision"):
+        Precision.of(name)
