@@ -1,4 +1,4 @@
-"""Draws the pictures of QUPATH.md from a running service's real answers: `python docs/draw_qupath.py URL`.
+"""Draws the picture of QUPATH.md from a running service's real answers: `python docs/draw_qupath.py URL`.
 
 The tissue is scikit-image's: colon glands, IHC. Boxes are yellow, outlines black on white.
 """
@@ -17,16 +17,15 @@ from PIL import Image, ImageDraw
 
 IMAGES = Path(__file__).parent / "images"
 BOXES = [(250, 303, 386, 508), (262, 0, 464, 298)]
-AUTOMASK = {"points_per_side": 5, "box_nms_thresh": 0.2, "include_image_edge": True}
 MAGNIFIED = 1.25
 
 
-def ask(url: str, path: str, picture: Image.Image, **fields: Any) -> list[dict[str, Any]]:
-    """What the extension gets for `picture`."""
+def ask(url: str, picture: Image.Image, box: tuple[int, ...]) -> list[dict[str, Any]]:
+    """What the extension gets for a rectangle on `picture`."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
-    body = {"type": "vit_l", "b64img": base64.b64encode(buffer.getvalue()).decode("ascii"), **fields}
-    features: list[dict[str, Any]] = httpx.post(url + path, json=body, timeout=300).raise_for_status().json()
+    body = {"type": "vit_l", "b64img": base64.b64encode(buffer.getvalue()).decode("ascii"), "bbox": box}
+    features: list[dict[str, Any]] = httpx.post(url + "/sam/", json=body, timeout=300).raise_for_status().json()
     return features
 
 
@@ -51,9 +50,8 @@ def draw(picture: Image.Image, features: list[dict[str, Any]], boxes: list[tuple
 def main() -> None:
     url = sys.argv[1].rstrip("/")
     tissue = Image.fromarray(skimage.data.immunohistochemistry())
-    found = [feature for box in BOXES for feature in ask(url, "/sam/", tissue, bbox=list(box))]
+    found = [feature for box in BOXES for feature in ask(url, tissue, box)]
     draw(tissue, found, BOXES, "qupath-box.png")
-    draw(tissue, ask(url, "/sam/automask/", tissue, **AUTOMASK), [], "qupath-automask.png")
 
 
 if __name__ == "__main__":
