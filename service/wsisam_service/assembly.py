@@ -81,6 +81,7 @@ def load_backend(settings: Settings) -> PredictorBackend:
         device=settings.device,
         precision=settings.precision,
         engine=settings.engine,
+        engine_cache=settings.engine_cache,
         weights=settings.weights,
         threads=settings.threads,
     )

@@ -51,6 +51,9 @@ class Settings(BaseSettings):
     weights: Path | None = None
     """Folder or file of base weights that do not come with a package (vit_tiny, vit_b, vit_l, vit_h)."""
     engine: str = "auto"
+    """"auto" (OpenVINO on CPU where installed, captured graphs on CUDA), "openvino", or "torch"."""
+    engine_cache: Path | None = None
+    """Folder of converted networks; None is wsisam/engines in the user's cache folder."""
     precision: str = "auto"
     device: str = "auto"
     threads: int | None = Field(None, ge=1)
