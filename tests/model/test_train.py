@@ -12,7 +12,7 @@ from wsisam_model.adapters import Adapters
 from wsisam_model.config import model_config
 from wsisam_model.embedding import Embedding
 from wsisam_model.network import ViewFeatures, WsiSam
-from wsisam_model.point_box import with_point_box
+from wsisam_model.point_box import readings, reread, with_point_box
 from wsisam_model.prompt_tensors import branch_prompt
 from wsisam_model.prompts import Prompt
 from wsisam_model.train import draws
@@ -227,6 +227,29 @@ def test_a_given_box_is_widened_to_hold_clicks_on_the_object() -> None:
     assert with_point_box(given, (256, 256)).box == (50.0, 50.0, 100.0, 90.0)
     only = Prompt(box=(50.0, 50.0, 90.0, 90.0))
     assert with_point_box(only, (256, 256)) is only
+
+
+def test_one_click_is_read_at_several_sizes_and_several_clicks_at_one() -> None:
+    click = Prompt(points=((100.0, 100.0), (10.0, 10.0)), labels=(1, 0))
+    sides = [read.box[2] - read.box[0] for read in readings(click, (256, 256), 3.5, 0.5) if read.box is not None]
+    assert sides == pytest.approx([64, 96, 128, 179.2])
+    clicks = Prompt(points=((100.0, 100.0), (140.0, 120.0)), labels=(1, 1))
+    assert len(readings(clicks, (256, 256), 3.5, 0.5)) == 1
+    box = Prompt(box=(1.0, 2.0, 30.0, 40.0))
+    assert readings(box, (256, 256), 3.5, 0.5) == [box]
+
+
+def test_an_answer_gives_several_clicks_the_box_of_the_pieces_they_lie_on() -> None:
+    clicks = Prompt(points=((20.0, 30.0), (25.0, 33.0)), labels=(1, 1))
+    (read,) = readings(clicks, (256, 256), 3.5, 0.5)
+    answer = np.zeros((256, 256), bool)
+    answer[28:40, 15:31] = True
+    answer[200:220, 200:220] = True
+    second = reread(clicks, read, answer)
+    assert second is not None
+    assert second.box == (14.5, 27.5, 30.5, 39.5)
+    assert reread(clicks, read, np.zeros_like(answer)) is None
+    assert reread(Prompt(box=(1.0, 2.0, 3.0, 4.0)), read, answer) is None
 
 
 def test_a_recipe_takes_changes_by_name() -> None:

@@ -2,16 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from wsisam_model.quality import Floats
+from wsisam_model.embedding import Embedding
+from wsisam_model.predictor import DecodeRequest, Predictor
+from wsisam_model.prompts import Prompt
+from wsisam_model.quality import Floats, mask_numbers
+from wsisam_model.train import draws
+from wsisam_model.train.samples import KINDS, NOISES, POINTS, Pixels, Sample
 
-RIDGE = 1e-3
+RIDGE = 1e-2
 """Penalty by answer, on numbers scaled to unit variance."""
+ANSWERS = 150
+
+
+def calibrate(
+    predictor: Predictor,
+    samples: Sequence[Sample],
+    chances: npt.NDArray[np.float64],
+    embed: Callable[[Pixels], Embedding],
+    *,
+    seed: int,
+    answers: int = ANSWERS,
+) -> dict[str, Tensor]:
+    """The tensors `iou.*` for the adapters of `predictor`, from its answers to prompts of every kind on `samples`,
+    which are drawn with `chances`. The LR view is left out.
+    """
+    rng = np.random.default_rng([seed, answers])
+    numbers, ious = [], []
+    for index in rng.choice(len(samples), answers, p=chances):
+        sample = samples[index]
+        prompt = _prompt(sample, KINDS[int(rng.integers(len(KINDS)))], rng)
+        (answer,) = predictor.decode([DecodeRequest(predictor.prepare(embed(sample.hr)), None, prompt)])
+        numbers.append(mask_numbers(answer.logits[:1])[0])
+        truth, mask = draws.low_resolution(sample.mask), answer.logits[0] > 0
+        ious.append((truth & mask).sum() / max(1, (truth | mask).sum()))
+    return fit_calibration(np.stack(numbers), ious)
 
 
 def fit_calibration(numbers: Floats, ious: Sequence[float]) -> dict[str, Tensor]:
@@ -23,3 +54,11 @@ def fit_calibration(numbers: Floats, ious: Sequence[float]) -> dict[str, Tensor]
     weight = np.linalg.solve(z.T @ z + penalty, z.T @ (y - y.mean())) / scale
     bias = np.array([y.mean() - mean @ weight])
     return {"weight": torch.from_numpy(weight).float(), "bias": torch.from_numpy(bias).float()}
+
+
+def _prompt(sample: Sample, kind: str, rng: np.random.Generator) -> Prompt:
+    if kind in NOISES:
+        return Prompt(box=draws.noisy_box(draws.tight_box(sample.mask), NOISES[kind], rng))
+    positive, negative = POINTS[kind]
+    points = draws.positive_points(sample.mask, positive, rng), draws.negative_points(sample.mask, negative, rng)
+    return Prompt(points=(*points[0], *points[1]), labels=(1,) * len(points[0]) + (0,) * len(points[1]))

@@ -17,14 +17,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from wsisam_model.adapters import IouCalibration
 from wsisam_model.embedding import Embedding
-from wsisam_model.evaluate.metrics import iou
 from wsisam_model.prompt_encoder import GRID
 from wsisam_model.prompts import MASK_SIDE, Prompt
-from wsisam_model.quality import mask_numbers
 from wsisam_model.train import draws
-from wsisam_model.train.calibration import fit_calibration
 from wsisam_model.train.forward import CELL, Query, TrainingDecoder, Window
 from wsisam_model.train.losses import mask_loss
 from wsisam_model.train.recipe import Recipe
@@ -39,7 +35,6 @@ MIN_WINDOW, MAX_WINDOW = 20, 48
 """Sides of windows in cells."""
 POINT_COUNTS = (1, 1, 1, 2, 3, 3, 4, 5, 5, 6, 7, 8, 10)
 CHECKPOINT_EVERY = 100
-CALIBRATION_ANSWERS = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +62,7 @@ class Trainer:
         if not samples:
             raise ValueError("there is nothing to train on")
         self.decoder, self.samples, self.recipe, self.folder = decoder, samples, recipe, folder
-        self._embed = embed
+        self.embed = embed
         self.weights = _sampling_weights(samples)
         self.step = 0
         self.log: list[StepLog] = []
@@ -119,21 +114,6 @@ class Trainer:
         self.log = [StepLog(**row) for row in state["log"]]
         return True
 
-    def calibrate(self, answers: int = CALIBRATION_ANSWERS) -> None:
-        """Learn the predicted IoU from the adapters' present answers to prompts on the samples trained on."""
-        rng = np.random.default_rng([self.recipe.seed, self.recipe.steps, answers])
-        numbers, ious = [], []
-        for index in rng.choice(len(self.samples), answers, p=self.weights):
-            sample = self.samples[index]
-            hr = self._embed(sample.hr)
-            lr = None if self.recipe.branches == "hr" else self._embed(sample.lr)
-            with torch.no_grad():
-                (answer,) = self.decoder([Query(hr, lr, self._prompt(sample, hr, lr, rng))])
-            logits = answer.logits.float().cpu().numpy()
-            numbers.append(mask_numbers(logits[None])[0])
-            ious.append(iou(logits > 0, draws.low_resolution(sample.mask)))
-        self.decoder.adapters.iou = IouCalibration(fit_calibration(np.stack(numbers), ious))
-
     def _one_step(self) -> StepLog:
         rng = np.random.default_rng([self.recipe.seed, self.step])
         scale = self._schedule()
@@ -169,8 +149,8 @@ class Trainer:
         return warm * 0.5 * (1 + math.cos(math.pi * self.step / self.recipe.steps))
 
     def _queries(self, sample: Sample, rng: np.random.Generator) -> list[tuple[Query, Tensor]]:
-        hr = self._embed(sample.hr)
-        lr = None if self.recipe.branches == "hr" else self._embed(sample.lr)
+        hr = self.embed(sample.hr)
+        lr = None if self.recipe.branches == "hr" else self.embed(sample.lr)
         window = window_around(sample, rng)
         truth = torch.from_numpy(draws.low_resolution(sample.mask)[window.pixels]).to(self.decoder.position)
         pairs = []

@@ -46,6 +46,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(options: argparse.Namespace) -> int:
     from wsisam_model.checkpoints import load_base_weights, save_adapters
     from wsisam_model.registry import base_weights_path, load_model
+    from wsisam_model.train.calibration import calibrate
     from wsisam_model.train.recipe import Recipe
     from wsisam_model.train.start import finished_state
 
@@ -65,14 +66,18 @@ def run(options: argparse.Namespace) -> int:
     _train(trainer)
     base = load_base_weights(base_weights_path(config, settings.weights), config)
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    save_adapters(
-        options.output,
-        finished_state(adapters),
-        model=settings.model,
-        base_sha256=base.sha256,
-        data=", ".join(sorted({tissue.image.group_name for tissue in dataset.tissues})),
-        licence=options.licence,
-    )
+    about = {
+        "model": settings.model,
+        "base_sha256": base.sha256,
+        "data": ", ".join(sorted({tissue.image.group_name for tissue in dataset.tissues})),
+        "licence": options.licence,
+    }
+    state = finished_state(adapters)
+    save_adapters(options.output, state, **about)
+    trained = load_model(settings.model, adapters=options.output, **model)
+    calibration = calibrate(trained, samples, trainer.weights, trainer.embed, seed=options.seed)
+    state |= {f"iou.{name}": tensor for name, tensor in calibration.items()}
+    save_adapters(options.output, state, **about)
     print(f"written {options.output}; checkpoint, log and curve in {trainer.folder}")
     return 0
 
@@ -122,5 +127,4 @@ def _train(trainer: Trainer) -> None:
             bar.update()
 
         trainer.run(report)
-    trainer.calibrate()
     loss_curve(trainer.folder / "loss.png", trainer.log)
