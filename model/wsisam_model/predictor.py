@@ -44,6 +44,8 @@ class AdapterInfo:
     sha256: str
     licence: str
     metadata: Mapping[str, str]
+    uses_lr: bool
+    """False where the LR token was not trained: it is zero then, and the LR view changes no HR mask."""
 
 
 class Predictor:
@@ -182,7 +184,8 @@ def _effort(request: DecodeRequest) -> tuple[bool, int]:
 
 
 def _info(adapters: AdapterWeights) -> AdapterInfo:
-    return AdapterInfo(adapters.name, adapters.sha256, adapters.licence or "unknown", adapters.metadata)
+    uses_lr = any(bool(adapters.lr[f"hf_mlp.layers.2.{name}"].any()) for name in ("weight", "bias"))
+    return AdapterInfo(adapters.name, adapters.sha256, adapters.licence or "unknown", adapters.metadata, uses_lr)
 
 
 def _arrays(adapters: Adapters | None) -> dict[str, Floats]:

@@ -97,6 +97,11 @@ class AdapterFacts(Protocol):
     @property
     def licence(self) -> str: ...
 
+    @property
+    def uses_lr(self) -> bool:
+        """Whether the LR view makes any difference to the HR mask; it is neither read nor encoded otherwise."""
+        ...
+
 
 class Backend(Protocol[E, V]):
     """A model on a device. `encode`, `prepare` and `decode` are called from the device's thread only."""

@@ -193,7 +193,11 @@ class LocalExecutor(Generic[E, V]):
     def _pair_of(self, job: DecodeJob) -> _Pair:
         if job.adapters not in (DEFAULT_ADAPTERS, NO_ADAPTERS):
             raise UnknownModel(f"the adapters are {DEFAULT_ADAPTERS!r} or {NO_ADAPTERS!r}")
-        return _Pair(job.hr, None if self._is_frozen(job) else job.lr)
+        return _Pair(job.hr, job.lr if self._needs_lr(job) else None)
+
+    def _needs_lr(self, job: DecodeJob) -> bool:
+        adapters = backend_of(self._backends, job.hr).adapters
+        return adapters is not None and not self._is_frozen(job) and (adapters.uses_lr or job.lr_mask)
 
     def _is_frozen(self, job: DecodeJob) -> bool:
         return backend_of(self._backends, job.hr).adapters is None or job.adapters == NO_ADAPTERS

@@ -57,6 +57,7 @@ class NoAdapters:
     name: str = "numpy"
     sha256: str = "0" * 64
     licence: str = "CC0-1.0"
+    uses_lr: bool = True
 
 
 class NumpyBackend:

@@ -59,6 +59,7 @@ class FakeAdapters:
     name: str = "default"
     sha256: str = "ab" * 32
     licence: str = "CC0"
+    uses_lr: bool = True
 
 
 class FakeModel:
@@ -222,6 +223,15 @@ async def test_the_frozen_model_neither_reads_nor_encodes_the_wider_view(rig: Ri
     rig.model.adapters = None
     assert (await rig.one(job())).cache_lr is None
     assert rig.pixels.reads == [HR]
+
+
+async def test_adapters_that_do_not_use_the_wider_view_leave_it_unread_unless_its_mask_is_asked_for(rig: Rig) -> None:
+    rig.model.adapters = FakeAdapters(uses_lr=False)
+    result = await rig.one(job())
+    assert rig.pixels.reads == [HR]
+    assert result.cache_lr is None
+    assert (await rig.one(job(lr_mask=True))).lr_mask is not None
+    assert rig.pixels.reads == [HR, LR]
 
 
 async def test_a_hundred_clicks_on_a_new_view_encode_it_once(rig: Rig) -> None:
