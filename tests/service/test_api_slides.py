@@ -10,6 +10,12 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from stand_ins import NumpyExecutor
+from tiffslide import TiffSlide
+
+from wsisam_service.app import create_app
+from wsisam_service.settings import Settings
+from wsisam_service.slides.catalogue import Catalogue
 
 
 async def test_listing_has_what_a_client_needs_to_find_its_slide(client: httpx.AsyncClient, slides: Path) -> None:
@@ -104,3 +110,19 @@ async def test_no_id_leads_out_of_the_catalogue(client: httpx.AsyncClient, path:
 async def test_bad_cursor_is_refused(client: httpx.AsyncClient) -> None:
     answer = await client.get("/v1/slides", params={"cursor": "!!"})
     assert (answer.status_code, answer.json()["type"]) == (422, "/problems/invalid-request")
+
+
+async def test_label_and_macro_pictures_are_part_of_no_slide(shared: Path) -> None:
+    """They carry names. The file has both; none of them may be a level, an answer's member or an address."""
+    path = shared / "data" / "slides" / "cmu-1-small-region.svs"
+    hidden = {picture.size for picture in TiffSlide(path).associated_images.values()}
+    assert len(hidden) >= 2
+    settings = Settings(slides=(str(path),))
+    app = create_app(settings, Catalogue(settings.slides), NumpyExecutor())
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        (listed,) = (await client.get("/v1/slides")).json()["slides"]
+        answer = await client.get(f"/v1/slides/{listed['id']}")
+        assert not hidden & {(level["width"], level["height"]) for level in answer.json()["levels"]}
+        assert not {"label", "macro"} & set(answer.json())
+        for name in ("label", "macro", "associated/label"):
+            assert (await client.get(f"/v1/slides/{listed['id']}/{name}")).status_code == 404
