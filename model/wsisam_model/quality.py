@@ -42,7 +42,8 @@ def mask_numbers(logits: Floats) -> Floats:
     """
     rows = [_numbers(mask) for mask in logits]
     inner = np.stack((stability(logits), stability(logits, 3 * _OFFSET)), axis=1)
-    return np.concatenate((inner, np.array(rows, np.float32).reshape(len(logits), NUMBERS - 2)), axis=1)
+    numbers: Floats = np.concatenate((inner, np.array(rows, np.float32).reshape(-1, NUMBERS - 2)), axis=1)
+    return numbers
 
 
 def fused_iou(logits: Floats, calibration: Mapping[str, npt.NDArray[np.float32]]) -> Floats:

@@ -98,7 +98,7 @@ def _table(scores: Sequence[Score], value: Callable[[Score], float]) -> list[str
         cells = []
         for variant in variants:
             chosen = [score for score in scores if score.kind == kind and score.variant == variant]
-            cells.append(_both([value(score) for score in chosen], chosen))
+            cells.append(_both([value(score) for score in chosen], chosen) if chosen else "")
         lines.append(f"| {kind} | {' | '.join(cells)} |")
     return lines
 
