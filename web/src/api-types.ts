@@ -159,6 +159,11 @@ export interface components {
              * @description The default model first.
              */
             readonly models: readonly components["schemas"]["ModelAnswer"][];
+            /**
+             * Pictures
+             * @description What is different where no slide lies behind the pixels.
+             */
+            readonly pictures: string;
             /** Precision */
             readonly precision: string;
             /** Version */

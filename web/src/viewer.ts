@@ -4,8 +4,8 @@ import OpenSeadragon from "openseadragon";
 import type { Api, SlideDetails } from "./api";
 import type { Box, Position } from "./geometry";
 
-const MAX_SCREEN_PX = 6;
 /** Screen pixels per level-0 pixel at most. */
+const MAX_SCREEN_PX = 6;
 
 export class SlideViewer {
   readonly osd: OpenSeadragon.Viewer;
@@ -15,6 +15,10 @@ export class SlideViewer {
     element: HTMLElement,
     private readonly api: Api,
   ) {
+    // OpenSeadragon adds a style sheet, which the Content-Security-Policy forbids, unless it finds an element so named.
+    const standIn = document.createElementNS(null, "style");
+    standIn.setAttribute("data-openseadragon-mobile-css", "");
+    document.head.append(standIn);
     this.osd = OpenSeadragon({
       element,
       showNavigationControl: false,

@@ -1,0 +1,256 @@
+"""The page on every way that people reach it: keyboard, phone, screen reader, path prefix, token, and in trouble.
+
+Real Chromium and real sockets on a real slide; the network is the numpy stand-in, which is quick.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import numpy.typing as npt
+import pytest
+from browser import AXE, SlidePage, chromium, require_page, serving
+from stand_ins import NumpyExecutor
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Mount
+
+from wsisam_service.api.page import PAGE_FOLDER, read_page
+from wsisam_service.app import create_app
+from wsisam_service.settings import Settings
+from wsisam_service.slides.catalogue import Catalogue
+from wsisam_service.slides.write import write_pyramid
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+MAX_COMPRESSED_BYTES = 400_000
+SERIOUS = ("serious", "critical")
+BOX = (200.0, 180.0, 320.0, 300.0)
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory, tissue: npt.NDArray[np.uint8]) -> Any:
+    folder = tmp_path_factory.mktemp("slides")
+    write_pyramid(folder / "tissue.ome.tif", tissue, 0.5)
+    settings = Settings(slides=(str(folder),))
+    return create_app(settings, Catalogue(settings.slides), NumpyExecutor())
+
+
+@pytest.fixture(scope="module")
+def url(app: Any) -> Iterator[str]:
+    with serving(app) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def slide_id(app: Any) -> str:
+    return str(app.state.services.catalogue.list().slides[0].id)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture
+def page(browser: Any, url: str, slide_id: str) -> Iterator[SlidePage]:
+    opened = SlidePage(browser, url, slide_id, (256, 256))
+    opened.wait()
+    yield opened
+    opened.context.close()
+
+
+def serious_findings(page: Any) -> list[str]:
+    page.evaluate(AXE.read_text())
+    found = page.evaluate("async () => (await axe.run()).violations")
+    return [f"{one['id']}: {[node['target'] for node in one['nodes']]}" for one in found if one["impact"] in SERIOUS]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [(1280, 720), (390, 844)])
+def test_axe_finds_nothing_serious(browser: Any, url: str, slide_id: str, size: tuple[int, int], scheme: str) -> None:
+    viewport = {"width": size[0], "height": size[1]}
+    page = SlidePage(browser, url, slide_id, (256, 256), viewport=viewport, color_scheme=scheme)
+    page.wait()
+    page.answer_of(lambda: page.draw_box(BOX))
+    if page.page.locator("#objects-panel").is_hidden():
+        page.page.click("#show-objects")
+    assert serious_findings(page.page) == []
+    page.page.click("#show-help")
+    assert serious_findings(page.page) == []
+    page.context.close()
+
+
+def test_the_whole_way_by_keyboard(page: SlidePage) -> None:
+    keyboard = page.page.keyboard
+    page.page.focus("#viewer .openseadragon-canvas")
+    keyboard.press("b")
+    keyboard.press("Shift+ArrowLeft")
+    keyboard.press("Shift+ArrowUp")
+    keyboard.press(" ")
+    keyboard.press("Shift+ArrowRight")
+    keyboard.press("Shift+ArrowDown")
+    asked, _ = page.answer_of(lambda: keyboard.press(" "))
+    assert asked["prompts"][0]["box"] == pytest.approx([196, 196, 256, 256], abs=1)
+    keyboard.press("2")
+    assert "Stroma" in page.rows()[0]
+    keyboard.press("n")
+    keyboard.press("Shift+ArrowLeft")
+    asked, _ = page.answer_of(lambda: keyboard.press(" "))
+    assert asked["prompts"][0]["points"] == [[pytest.approx(196, abs=1), pytest.approx(256, abs=1), 0]]
+    keyboard.press("Enter")
+    assert page.page.locator("#objects [aria-selected=true]").count() == 0
+    keyboard.press("j")
+    keyboard.press("Delete")
+    assert page.rows() == []
+    keyboard.press("u")
+    assert len(page.rows()) == 1
+    assert "Object 1" in page.page.inner_text("#announce")
+
+
+def test_a_tap_on_a_phone_outlines(browser: Any, url: str, slide_id: str) -> None:
+    phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+    page = SlidePage(browser, url, slide_id, (256, 256), **phone)
+    page.wait()
+    page.page.tap("#tool-include")
+    asked, _ = page.answer_of(lambda: page.page.touchscreen.tap(*page.screen((240, 200))))
+    assert asked["prompts"][0]["points"] == [[pytest.approx(240, abs=1), pytest.approx(200, abs=1), 1]]
+    assert "Object 1" in page.page.inner_text("#hint")
+    page.context.close()
+
+
+def test_alt_click_and_right_button_exclude(page: SlidePage) -> None:
+    page.answer_of(lambda: page.draw_box(BOX))
+    page.page.keyboard.press("p")
+    page.page.keyboard.down("Alt")
+    asked, _ = page.answer_of(lambda: page.click((230, 220)))
+    page.page.keyboard.up("Alt")
+    assert asked["prompts"][0]["points"][-1][2] == 0
+    asked, _ = page.answer_of(lambda: page.click((290, 280), button="right"))
+    assert asked["prompts"][0]["points"] == [[pytest.approx(290, abs=1), pytest.approx(280, abs=1), 0]]
+
+
+def test_candidates_can_be_chosen_and_corrected(page: SlidePage) -> None:
+    page.page.keyboard.press("m")
+    asked, answer = page.answer_of(lambda: page.draw_box(BOX))
+    assert asked["multimask"] is True
+    buttons = page.page.locator(".candidates button")
+    assert [text.split(" · ")[1] for text in buttons.all_inner_texts()] == ["0.90", "0.80", "0.70"]
+    page.page.keyboard.press("c")
+    assert buttons.nth(1).get_attribute("aria-pressed") == "true"
+    area = float(re.sub(r"[^\d.]", "", page.page.inner_text("#objects .facts >> nth=0").split()[0]))
+    assert area == pytest.approx(answer["results"][0]["area_um2"], rel=0.01)
+    page.page.keyboard.press("p")
+    asked, _ = page.answer_of(lambda: page.click((210, 190)))
+    assert asked["prompts"][0]["mask"]["counts"] == answer["results"][0]["masks"][1]["mask"]["counts"]
+
+
+def test_where_the_pointer_rests_is_prewarmed(page: SlidePage) -> None:
+    page.page.keyboard.press("p")
+    with page.page.expect_request(lambda request: request.url.endswith("/prewarm")) as waiting:
+        page.page.mouse.move(*page.screen((300, 200)))
+    assert waiting.value.post_data_json == {"points": [[pytest.approx(300, abs=1), pytest.approx(200, abs=1)]]}
+
+
+def test_a_forgotten_answer_is_asked_for_anew(page: SlidePage, app: Any) -> None:
+    page.answer_of(lambda: page.draw_box(BOX))
+    app.state.services.executor.refinable.clear()
+    page.page.keyboard.press("n")
+    with page.page.expect_response(lambda response: response.url.endswith("/segment") and response.ok) as waiting:
+        page.click((230, 220))
+    (prompt,) = waiting.value.request.post_data_json["prompts"]
+    assert prompt["box"] == pytest.approx(BOX, abs=1.5)
+    assert len(prompt["points"]) == 1
+
+
+def test_trouble_is_told_in_plain_words(page: SlidePage) -> None:
+    page.page.route("**/segment", lambda route: route.abort())
+    page.draw_box(BOX)
+    message = page.page.locator("#message[role=alert]")
+    message.wait_for()
+    assert "does not answer" in message.inner_text()
+    page.page.unroute("**/segment")
+    page.answer_of(lambda: page.draw_box(BOX))
+    assert page.page.locator("#message").is_hidden()
+    page.page.set_input_files("#import-file", {"name": "a.geojson", "mimeType": "", "buffer": b"{}"})
+    message.wait_for()
+    assert "no GeoJSON features" in message.inner_text()
+
+
+def test_the_link_leads_back_to_the_place(page: SlidePage, browser: Any) -> None:
+    page.page.keyboard.press("v")
+    page.page.mouse.move(*page.screen((256, 256)))
+    page.page.mouse.down()
+    page.page.mouse.move(*page.screen((286, 276)), steps=5)
+    page.page.wait_for_timeout(300)  # a drag that ends at rest is no flick
+    page.page.mouse.up()
+    page.page.wait_for_function("() => location.hash.includes('x=226') && location.hash.includes('y=236')")
+    again = browser.new_page()
+    again.goto(page.page.url)
+    again.wait_for_selector("#magnification:not(:empty)")
+    again.wait_for_function("address => location.href === address", arg=page.page.url)
+    again.close()
+
+
+def test_nothing_is_asked_of_other_hosts_and_no_policy_is_broken(page: SlidePage, url: str) -> None:
+    page.answer_of(lambda: page.draw_box(BOX))
+    page.page.click("#status summary")
+    assert page.hosts == {url.split("/")[2]}
+    assert page.complaints == []
+    policy = httpx.get(url).headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+
+
+def test_behind_a_path_prefix_and_with_a_token(browser: Any, app: Any, slide_id: str) -> None:
+    class Guarded:
+        """Lets only those with the token at the API; the page itself is open."""
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            token = Request(scope).headers.get("authorization") if scope["type"] == "http" else None
+            if scope["type"] == "http" and "/v1/" in scope["path"] and token != "Bearer let-me-in":
+                problem = {"type": "/problems/unauthorized", "title": "", "status": 401, "detail": ""}
+                await JSONResponse(problem, 401, media_type="application/problem+json")(scope, receive, send)
+            else:
+                await app(scope, receive, send)
+
+    with serving(Starlette(routes=[Mount("/pathology/wsi", app=Guarded())])) as address:
+        page = SlidePage(browser, f"{address}pathology/wsi/", slide_id, (256, 256))
+        page.page.fill("#token", "let-me-in")
+        page.page.click("#token-form .primary")
+        page.wait()
+        page.page.wait_for_function("() => [...document.images].every(image => image.complete && image.naturalWidth)")
+        page.answer_of(lambda: page.draw_box(BOX))
+        assert len(page.rows()) == 1
+        assert page.page.evaluate("localStorage.getItem('wsisam:token')") is None
+        page.context.close()
+
+
+def test_the_page_is_small() -> None:
+    require_page()
+    assert sum(len(file.compressed) for file in read_page(PAGE_FOLDER).values()) < MAX_COMPRESSED_BYTES
+
+
+def test_without_the_built_page_the_root_says_how_to_get_it(tmp_path: Path) -> None:
+    from fastapi import FastAPI
+    from starlette.testclient import TestClient
+
+    from wsisam_service.api import page
+
+    app = FastAPI()
+    page.install(app, tmp_path)
+    answer = TestClient(app).get("/")
+    assert (answer.status_code, "make page" in answer.text) == (200, True)
+
+
+def test_the_pages_types_are_those_of_the_api() -> None:
+    check = [sys.executable, str(REPOSITORY / "web/openapi.py"), "--check"]
+    assert subprocess.run(check, check=False).returncode == 0, "run web/openapi.py and `npm run types` in web/"
