@@ -77,11 +77,13 @@ def stages(predictor: Predictor, image: np.ndarray[Any, Any]) -> dict[str, Actio
     """The steps of a click in one engine, on one view as both HR and LR."""
     (embedding,) = predictor.encode([image])
     hr, lr = predictor.prepare(embedding), predictor.prepare(embedding)
-    dual, frozen = DecodeRequest(hr, lr, BOX), DecodeRequest(hr, None, BOX, frozen=True)
+    dual, adapted = DecodeRequest(hr, lr, BOX), DecodeRequest(hr, None, BOX)
+    frozen = DecodeRequest(hr, None, BOX, frozen=True)
     return {
         "encode a view": lambda: predictor.encode([image]),
         "ready a view": lambda: predictor.decoder.fused(predictor.prepare(embedding), "hr"),
         "dual decode": lambda: predictor.decode([dual]),
+        "adapted decode, HR alone": lambda: predictor.decode([adapted]),
         "frozen decode": lambda: predictor.decode([frozen]),
         "8 dual decodes": lambda: predictor.decode([dual] * 8),
     }
@@ -125,6 +127,7 @@ def floors(base: BaseWeights, predictor: Predictor, image: np.ndarray[Any, Any])
     (embedding,) = predictor.encode([image])
     hr, lr = predictor.prepare(embedding), predictor.prepare(embedding)
     dual = collate(decoder, [DecodeRequest(hr, lr, BOX)], predictor.config)
+    adapted = collate(decoder, [DecodeRequest(hr, None, BOX)], predictor.config)
     frozen = collate(decoder, [DecodeRequest(hr, None, BOX, frozen=True)], predictor.config)
     view, logits = sum(tensor.nbytes for tensor in hr.tensors), 256 * 256 * 4
     weights = _nbytes(decoder.network.mask_decoder)
@@ -136,6 +139,10 @@ def floors(base: BaseWeights, predictor: Predictor, image: np.ndarray[Any, Any])
         "dual decode": (
             _flops(lambda: decoder(dual.layout, dual.inputs)),
             2 * view + 32 * logits + weights + 2 * logits,
+        ),
+        "adapted decode, HR alone": (
+            _flops(lambda: decoder(adapted.layout, adapted.inputs)),
+            view + 32 * logits + weights + 2 * logits,
         ),
         "frozen decode": (_flops(lambda: decoder(frozen.layout, frozen.inputs)), view + weights + logits),
     }

@@ -70,9 +70,23 @@ def test_a_box_is_decoded_by_the_compiled_networks_alone(
 ) -> None:
     monkeypatch.setattr("wsisam_model.engines.torch_engine.TorchEngine.run", None)
     hr, lr = (compiled.prepare(embedding) for embedding in (views["A"].hr, views["A"].lr))
-    compiled.decode([DecodeRequest(hr, lr, BOX), DecodeRequest(hr, None, BOX, frozen=True)])
+    compiled.decode(
+        [DecodeRequest(hr, lr, BOX), DecodeRequest(hr, None, BOX), DecodeRequest(hr, None, BOX, frozen=True)]
+    )
     with pytest.raises(TypeError):
         compiled.decode([DecodeRequest(hr, lr, BOX, lr_mask=True)])
+
+
+def test_a_box_on_one_view_is_decoded_as_torch_does(
+    compiled: Predictor, views: dict[str, ViewParity], base: BaseWeights, golden: Golden
+) -> None:
+    adapters = AdapterWeights("golden", "", {}, golden.state("adapter_high/"), golden.state("adapter_low/"))
+    plain = Predictor(CONFIG, base, adapters, device="cpu", engine="torch")
+    answers = [
+        predictor.decode([DecodeRequest(predictor.prepare(views["A"].hr), None, BOX)])[0]
+        for predictor in (compiled, plain)
+    ]
+    assert abs(answers[0].logits - answers[1].logits).max() < 1e-3
 
 
 def test_an_embedding_survives_the_next_encode(compiled: Predictor, golden: Golden) -> None:

@@ -30,8 +30,9 @@ def test_a_bucket_is_the_smallest_that_holds(size: int, expected: int | None) ->
 @pytest.mark.parametrize(
     ("rows", "tokens", "dense", "expected"),
     [
-        (layout(adapted=3, lr_tokens=3), 8, False, DecodeShape(True, 4, 8)),
-        (layout(frozen=1), 9, False, DecodeShape(False, 1, 12)),
+        (layout(adapted=3, lr_tokens=3), 8, False, DecodeShape(True, True, 4, 8)),
+        (layout(adapted=2), 8, False, DecodeShape(True, False, 2, 8)),
+        (layout(frozen=1), 9, False, DecodeShape(False, False, 1, 12)),
         (layout(adapted=1, lr_tokens=1), 8, True, None),
         (layout(adapted=1, lr_tokens=1), 16, False, None),
         (layout(adapted=1, lr_tokens=1, masks=4), 8, False, None),
@@ -46,8 +47,8 @@ def test_only_common_batches_are_captured(rows: Layout, tokens: int, dense: bool
 
 
 def test_lr_rows_follow_the_hr_rows_of_a_padded_batch() -> None:
-    assert source_rows(DecodeShape(True, 4, 8), 3) == [0, 1, 2, 2, 3, 4, 5, 5]
-    assert source_rows(DecodeShape(False, 2, 8), 1) == [0, 0]
+    assert source_rows(DecodeShape(True, True, 4, 8), 3) == [0, 1, 2, 2, 3, 4, 5, 5]
+    assert source_rows(DecodeShape(True, False, 2, 8), 1) == [0, 0]
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +61,15 @@ def prepared(decoder: FastDecoder, random_views: tuple[ViewFeatures, ViewFeature
     return [decoder.prepare(view.embedding, view.early, (256, 256)) for view in random_views]
 
 
-@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("kind", ["frozen", "adapted", "dual"])
 def test_padding_to_a_captured_shape_changes_no_answer(
-    decoder: FastDecoder, prepared: list[DecoderView], prompts: Mapping[str, Prompt], frozen: bool
+    decoder: FastDecoder, prepared: list[DecoderView], prompts: Mapping[str, Prompt], kind: str
 ) -> None:
     hr, lr = prepared
-    requests = [DecodeRequest(hr, None if frozen else lr, prompts[kind], frozen=frozen) for kind in ("box", "points")]
-    requests.append(DecodeRequest(lr, None if frozen else hr, prompts["box"], frozen=frozen))
+    requests = [
+        DecodeRequest(view, wide if kind == "dual" else None, prompts[prompt], frozen=kind == "frozen")
+        for view, wide, prompt in ((hr, lr, "box"), (hr, lr, "points"), (lr, hr, "box"))
+    ]
     with torch.inference_mode():
         batch = collate(decoder, requests, CONFIG)
         alone = decoder(batch.layout, batch.inputs)
@@ -78,7 +81,7 @@ def test_padding_to_a_captured_shape_changes_no_answer(
             tensor.fill_(1)  # what an earlier batch left
         fill(static, batch.inputs, source_rows(shape, 3))
         tokens, mask, *rest = static
-        fused = list(rest[4]) if shape.dual else []
+        fused = list(rest[4]) if shape.adapted else []
         padded = decoder(shape.layout, DecoderInputs(tokens, mask, ViewTensors(*rest[:4]), None, fused, []))
     torch.testing.assert_close(padded.sam_masks[:3], alone.sam_masks, rtol=0, atol=1e-9)
     torch.testing.assert_close(padded.iou[:3], alone.iou, rtol=0, atol=1e-9)

@@ -12,7 +12,7 @@ import openvino
 import torch
 from torch import Tensor
 
-FORMAT = 1
+FORMAT = 2
 """Raised with every change of the graphs that are converted."""
 
 

@@ -31,24 +31,27 @@ def bucket(size: int, sizes: Sequence[int]) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class DecodeShape:
-    """A captured decode: `prompts` of one kind, each with its LR row if `dual`, and `tokens` a row."""
+    """A captured decode: `prompts` of one kind, frozen or adapted, with a LR row each if `dual`; `tokens` a row."""
 
+    adapted: bool
     dual: bool
     prompts: int
     tokens: int
 
     @property
     def layout(self) -> Layout:
-        adapted = self.prompts if self.dual else 0
-        return Layout(self.prompts - adapted, adapted, lr_masks=0, lr_sam=0, lr_tokens=adapted, masks=1)
+        adapted, lr = (self.prompts if part else 0 for part in (self.adapted, self.dual))
+        return Layout(self.prompts - adapted, adapted, lr_masks=0, lr_sam=0, lr_tokens=lr, masks=1)
 
 
 def decode_shape(layout: Layout, tokens: int, dense: bool) -> DecodeShape | None:
     """The captured decode that holds a batch, or None if it has to run eagerly."""
-    dual = layout.frozen == 0 and layout.lr_tokens == layout.adapted
-    common = (dual or layout.adapted == 0) and layout.masks == 1 and not (dense or layout.lr_masks or layout.lr_sam)
+    mixed = (layout.frozen and layout.adapted) or layout.lr_tokens not in (0, layout.adapted)
+    rare = dense or layout.masks > 1 or layout.lr_masks or layout.lr_sam
     prompts, length = bucket(layout.frozen + layout.adapted, DECODE_SIZES), bucket(tokens, TOKEN_SIZES)
-    return DecodeShape(dual, prompts, length) if common and prompts and length else None
+    if mixed or rare or prompts is None or length is None:
+        return None
+    return DecodeShape(layout.adapted > 0, layout.lr_tokens > 0, prompts, length)
 
 
 def source_rows(shape: DecodeShape, prompts: int) -> list[int]:
@@ -125,7 +128,7 @@ class CudaEngine:
 
     def _capture(self, shape: DecodeShape, like: DecoderInputs) -> Captured:
         def decode(tokens: Tensor, key_mask: Tensor, *rest: Tensor) -> Outputs:
-            fused = list(rest[4]) if shape.dual else []
+            fused = list(rest[4]) if shape.adapted else []
             inputs = DecoderInputs(tokens, key_mask, ViewTensors(*rest[:4]), None, fused, [])
             return tuple(self._plain.run(DecoderBatch([], shape.layout, inputs)))
 
@@ -138,7 +141,7 @@ def static_inputs(shape: DecodeShape, like: DecoderInputs) -> list[Tensor]:
     tokens = like.tokens.new_zeros(rows, shape.tokens, like.tokens.shape[2])
     mask = like.key_mask.new_ones(rows, shape.tokens)
     views = [part.new_zeros(rows, *part.shape) for part in like.views[0]]
-    fused = [like.fused_hr[0].new_zeros(shape.prompts, *like.fused_hr[0].shape)] if shape.dual else []
+    fused = [like.fused_hr[0].new_zeros(shape.prompts, *like.fused_hr[0].shape)] if shape.adapted else []
     return [tokens, mask, *views, *fused]
 
 

@@ -8,6 +8,8 @@ costs a copy of the map (together 40 % of this part's time, measured).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -39,11 +41,10 @@ class FrozenGraph(nn.Module):
         return sam, mask_decoder.predicted_iou(read[:, 0])
 
 
-class DualGraph(nn.Module):
-    """A prompt on a pair of views: input tokens (1, 6 + N, 256) of each branch, F of HR, HR's and LR's four tensors.
+class AdaptedGraph(nn.Module):
+    """A prompt on an HR view alone: input tokens (1, 6 + N, 256), F (32, 65536), the view's four tensors.
 
-    Gives the adapters' logits (1, 256, 256), the HR branch's SAM mask and IoU as `FrozenGraph`, the fused token
-    (1, 32). Made for fewer than 16 tokens.
+    Gives the adapters' logits (1, 256, 256), the SAM mask and IoU as `FrozenGraph`, and the token (1, 32).
     """
 
     def __init__(self, decoder: FastDecoder) -> None:
@@ -52,19 +53,33 @@ class DualGraph(nn.Module):
         self.decoder = decoder
         self.adapters = decoder.adapters
 
-    def forward(
-        self, tokens_hr: Tensor, tokens_lr: Tensor, fused: Tensor, *views: Tensor
+    def forward(self, tokens: Tensor, fused: Tensor, *view: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self._decode(tokens, fused, view, None)
+
+    def _decode(
+        self, tokens: Tensor, fused: Tensor, view: Sequence[Tensor], t_lr: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        decoder = self.decoder
-        Q, K = decoder.two_layers(tokens_hr, None, _row(*views[:4]), None)
+        Q, K = self.decoder.two_layers(tokens, None, _row(*view), None)
         rows = [IOU_ROW, 1, HF_ROW]
-        read = decoder.final(Q[:, rows], tokens_hr[:, rows], K)
-        Q_lr, K_lr = decoder.two_layers(tokens_lr, None, _row(*views[4:]), None)
-        hf_lr = decoder.final(Q_lr[:, HF_ROW : HF_ROW + 1], tokens_lr[:, HF_ROW : HF_ROW + 1], K_lr)
-        t = self.adapters.hr.token(read[:, 2]) + self.adapters.lr.token(hf_lr[:, 0])
-        mask_decoder = decoder.network.mask_decoder
+        read = self.decoder.final(Q[:, rows], tokens[:, rows], K)
+        t = self.adapters.hr.token(read[:, 2])
+        t = t if t_lr is None else t + t_lr
+        mask_decoder = self.decoder.network.mask_decoder
         sam, u = _sam_mask(mask_decoder, K, read[:, 1:2])
         return _token_logits(self.adapters.hr, t, u, fused), sam, mask_decoder.predicted_iou(read[:, 0]), t
+
+
+class DualGraph(AdaptedGraph):
+    """A prompt on a pair of views: HR's tokens, F and four tensors, then LR's tokens and four tensors.
+
+    Gives what `AdaptedGraph` does, with the fused token.
+    """
+
+    def forward(self, tokens: Tensor, fused: Tensor, *views: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        tokens_lr = views[4]
+        Q, K = self.decoder.two_layers(tokens_lr, None, _row(*views[5:]), None)
+        hf = self.decoder.final(Q[:, HF_ROW : HF_ROW + 1], tokens_lr[:, HF_ROW : HF_ROW + 1], K)
+        return self._decode(tokens, fused, views[:4], self.adapters.lr.token(hf[:, 0]))
 
 
 def _row(*view: Tensor) -> ViewTensors:

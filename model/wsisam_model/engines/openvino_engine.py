@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from wsisam_model.decoder_batch import DecoderBatch
 from wsisam_model.engines.converted import default_folder, name_of, read_or_convert
-from wsisam_model.engines.decoder_graphs import DualGraph, FrozenGraph
+from wsisam_model.engines.decoder_graphs import AdaptedGraph, DualGraph, FrozenGraph
 from wsisam_model.engines.torch_engine import TorchEngine
 from wsisam_model.errors import ModelError
 from wsisam_model.fast_decoder import DecoderOutput, FastDecoder, Layout
@@ -23,6 +23,7 @@ from wsisam_model.short_attention import SHORT
 from wsisam_model.transformer import CROSS_WIDTH, HEADS, WIDTH
 
 _FROZEN = Layout(frozen=1, adapted=0, lr_masks=0, lr_sam=0, lr_tokens=0, masks=1)
+_ADAPTED = Layout(frozen=0, adapted=1, lr_masks=0, lr_sam=0, lr_tokens=0, masks=1)
 _DUAL = Layout(frozen=0, adapted=1, lr_masks=0, lr_sam=0, lr_tokens=1, masks=1)
 
 _POSITIONS = GRID * GRID
@@ -59,52 +60,41 @@ class OpenVinoEngine:
         self._encode = self._compile(
             "encoder", plain.encoder, [torch.zeros(1, 3, side, side)], [(-1, 3, side, side)], plain.precision.encoder
         )
-        view = [torch.zeros(shape) for shape in _VIEW_SHAPES]
-        shapes: list[tuple[int, ...]] = list(_VIEW_SHAPES)
-        decoder, precision = plain.decoder, plain.precision.decoder
-        tokens = torch.zeros(1, _EXAMPLE_TOKENS, WIDTH)
-        self._frozen = self._compile(
-            "frozen",
-            FrozenGraph(FastDecoder(decoder.network, None)),  # converted once, whatever the adapters
-            [tokens, *view],
-            [(1, -1, WIDTH), *shapes],
-            precision,
-        )
-        self._dual: openvino.InferRequest | None = None
-        if decoder.adapters is not None:
-            fused = (FEATURES, MASK_SIDE * MASK_SIDE)
-            self._dual = self._compile(
-                "dual",
-                DualGraph(decoder),
-                [tokens, tokens, torch.zeros(fused), *view, *view],
-                [(1, -1, WIDTH), (1, -1, WIDTH), fused, *shapes, *shapes],
-                precision,
-            )
+        self._decodes = {
+            _FROZEN: self._compile_decoder("frozen", FrozenGraph(FastDecoder(plain.decoder.network, None)))
+        }
+        if (adapters := plain.decoder.adapters) is not None:
+            self._decodes[_ADAPTED] = self._compile_decoder("adapted", AdaptedGraph(plain.decoder))
+            if any(bool(last.any()) for last in adapters.lr.hf_mlp.layers[-1].parameters()):
+                self._decodes[_DUAL] = self._compile_decoder("dual", DualGraph(plain.decoder))
 
     def encode(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         E, X = _infer(self._encode, [inputs])
         return E.clone(), X.clone()  # they outlive the next call
 
     def run(self, batch: DecoderBatch) -> DecoderOutput:
-        inputs = batch.inputs
-        short = inputs.dense is None and inputs.tokens.shape[1] < SHORT
-        if short and batch.layout == _FROZEN:
-            return self._run_frozen(batch)
-        if short and batch.layout == _DUAL and self._dual is not None:
-            return self._run_dual(self._dual, batch)
-        return self._plain.run(batch)
-
-    def _run_frozen(self, batch: DecoderBatch) -> DecoderOutput:
-        tokens = batch.inputs.tokens
-        tokens = torch.cat((tokens[:, :HF_ROW], tokens[:, HF_ROW + 1 :]), dim=1)
-        sam, iou = _infer(self._frozen, [tokens, *batch.inputs.views[0]])
-        none = sam.new_zeros(0, MASK_SIDE, MASK_SIDE)
-        return DecoderOutput(none, sam, iou, none, sam.new_zeros(0, FEATURES))
-
-    def _run_dual(self, request: openvino.InferRequest, batch: DecoderBatch) -> DecoderOutput:
-        tokens, _, views, _, fused, _ = batch.inputs
-        token_logits, sam, iou, t = _infer(request, [tokens[:1], tokens[1:], fused[0], *views[0], *views[1]])
+        inputs, request = batch.inputs, self._decodes.get(batch.layout)
+        if request is None or inputs.dense is not None or inputs.tokens.shape[1] >= SHORT:
+            return self._plain.run(batch)
+        tokens, views = inputs.tokens, inputs.views
+        if batch.layout == _FROZEN:
+            tokens = torch.cat((tokens[:, :HF_ROW], tokens[:, HF_ROW + 1 :]), dim=1)
+            sam, iou = _infer(request, [tokens, *views[0]])
+            none = sam.new_zeros(0, MASK_SIDE, MASK_SIDE)
+            return DecoderOutput(none, sam, iou, none, sam.new_zeros(0, FEATURES))
+        lr = [tokens[1:], *views[1]] if batch.layout == _DUAL else []
+        token_logits, sam, iou, t = _infer(request, [tokens[:1], inputs.fused_hr[0], *views[0], *lr])
         return DecoderOutput(token_logits, sam, iou, sam.new_zeros(0, MASK_SIDE, MASK_SIDE), t)
+
+    def _compile_decoder(self, part: str, graph: FrozenGraph | AdaptedGraph) -> openvino.InferRequest:
+        tokens = (1, -1, WIDTH)
+        shapes: list[tuple[int, ...]] = [tokens, *_VIEW_SHAPES]
+        if isinstance(graph, AdaptedGraph):
+            shapes.insert(1, (FEATURES, MASK_SIDE * MASK_SIDE))
+        if isinstance(graph, DualGraph):
+            shapes += [tokens, *_VIEW_SHAPES]
+        example = [torch.zeros([_EXAMPLE_TOKENS if side < 0 else side for side in shape]) for shape in shapes]
+        return self._compile(part, graph, example, shapes, self._plain.precision.decoder)
 
     def _compile(
         self,
