@@ -18,8 +18,8 @@ from rasterio import features, transform
 from wsisam_service.jobs import Rle
 from wsisam_service.masks import rle
 
-GLAND = (74.0, 62.0, 200.0, 180.0)
-OTHER_GLAND = (268.0, 250.0, 372.0, 352.0)
+GLAND = (243.0, 296.0, 392.0, 500.0)
+OTHER_GLAND = (270.0, 10.0, 468.0, 304.0)
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +47,7 @@ def page(tissue_page: SlidePage) -> SlidePage:
 def rasterised(collection: dict[str, Any], view: dict[str, Any]) -> np.ndarray[Any, Any]:
     """The outlines of `collection` in the pixels of `view`."""
     width, height = view["size"]
-    to_level0 = transform.from_origin(0, 0, 1, 1) * transform.Affine(1, 0, 0, 0, -1, 0)
-    to_level0 = to_level0 * transform.Affine.translation(view["x"], view["y"])
-    to_level0 = to_level0 * transform.Affine.scale(view["width"] / width, view["height"] / height)
+    to_level0 = transform.Affine(view["width"] / width, 0, view["x"], 0, view["height"] / height, view["y"])
     shapes = [feature["geometry"] for feature in collection["features"]]
     return features.rasterize(shapes, (height, width), transform=to_level0).astype(bool)
 
@@ -76,7 +74,7 @@ def test_a_negative_point_corrects_and_undo_brings_the_outline_back(page: SlideP
     _, first = page.answer_of(lambda: page.draw_box(GLAND))
     before = json.loads(page.export("#export-geojson").read_text())
     page.page.keyboard.press("n")
-    asked, second = page.answer_of(lambda: page.click((100, 90)))
+    asked, second = page.answer_of(lambda: page.click((310, 400)))
     (prompt,) = asked["prompts"]
     assert prompt["refine"] == first["results"][0]["refine"]
     assert len(prompt["points"]) == 1
