@@ -68,7 +68,7 @@ def test_the_training_forward_gives_the_plain_networks_logits(
     decoder = TrainingDecoder(random_network, random_adapters, CONFIG)
     pair = [Embedding(view.embedding, view.early, (256, 256)) for view in random_views]
     window = Window(10, 20, 30)
-    kinds = ("box", "points", "masks and point")
+    kinds = ("points", "masks and point")
     answers = decoder([Query(*pair, prompts[kind], window) for kind in kinds])
     for kind, answer in zip(kinds, answers, strict=True):
         tensors = [
