@@ -1,11 +1,11 @@
 """What each stage costs in each engine, beside the peers' way and what this machine could do at best.
 
-    python bench/floor.py [--threads 1] [--rounds 10] [--json FILE]
+    python bench/floor.py [--threads 1] [--clock cpu] [--rounds 10] [--json FILE]
 
 The floor of a stage is the time its multiply-adds take at the machine's own rate of a matrix product, or its weights,
-inputs and outputs at its rate of copying, whichever is longer; both rates are measured in the same run. Times are CPU
-time of the process, the least of the rounds and the median: on a machine that others use too, wall time says more of
-them than of us. With one thread CPU time is the wall time of an undisturbed run.
+inputs and outputs at its rate of copying, whichever is longer; both rates are measured in the same run with the same
+clock. On a machine that others use too, `--clock cpu` with one thread tells what an undisturbed run would take; on a
+quiet machine `--clock wall` with all threads is what a user waits.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ MATRIX_SIDE = 1024
 COPY_BYTES = 64 * 2**20
 
 Action = Callable[[], object]
+CLOCKS = {"cpu": time.process_time, "wall": time.perf_counter}
 
 
 class PeerDecode(nn.Module):
@@ -148,31 +149,31 @@ def floors(base: BaseWeights, predictor: Predictor, image: np.ndarray[Any, Any])
     }
 
 
-def rates() -> dict[str, float]:
+def rates(clock: Callable[[], float]) -> dict[str, float]:
     """What the machine does at best: multiply-adds times two of a matrix product and bytes read and written, per s."""
     a, source = torch.randn(MATRIX_SIDE, MATRIX_SIDE), torch.zeros(COPY_BYTES, dtype=torch.uint8)
     target = torch.empty_like(source)
-    product, copy = (min(_times(action, 10)) for action in (lambda: a @ a, lambda: target.copy_(source)))
+    product, copy = (min(_times(action, 10, clock)) for action in (lambda: a @ a, lambda: target.copy_(source)))
     return {"flop_per_s": 2 * MATRIX_SIDE**3 / product, "bytes_per_s": 2 * COPY_BYTES / copy}
 
 
-def measure(actions: Mapping[str, Action], rounds: int) -> dict[str, list[float]]:
-    """CPU seconds of each action, in turn, so that what disturbs the machine disturbs all of them."""
+def measure(actions: Mapping[str, Action], rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
+    """Seconds of each action, in turn, so that what disturbs the machine disturbs all of them."""
     times: dict[str, list[float]] = {name: [] for name in actions}
     for action in actions.values():
         action()
     for _ in range(rounds):
         for name, action in actions.items():
-            times[name] += _times(action, 1)
+            times[name] += _times(action, 1, clock)
     return times
 
 
-def _times(action: Action, count: int) -> list[float]:
+def _times(action: Action, count: int, clock: Callable[[], float]) -> list[float]:
     times = []
     for _ in range(count):
-        start = time.process_time()
+        start = clock()
         action()
-        times.append(time.process_time() - start)
+        times.append(clock() - start)
     return times
 
 
@@ -190,6 +191,7 @@ def _nbytes(module: nn.Module) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--clock", choices=CLOCKS, default="cpu")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -205,9 +207,10 @@ def main() -> None:
     assert [predictor.engine for predictor in predictors.values()] == list(predictors)
     actions = {f"{e}: {stage}": action for e, p in predictors.items() for stage, action in stages(p, image).items()}
     actions |= peers(base, predictors["torch"], image, options.threads)
-    best = rates()
+    clock = CLOCKS[options.clock]
+    best = rates(clock)
     load = os.getloadavg()
-    times = measure(actions, options.rounds)
+    times = measure(actions, options.rounds, clock)
     work = floors(base, predictors["torch"], image)
     floor = {
         stage: max(flop / best["flop_per_s"], nbytes / best["bytes_per_s"]) for stage, (flop, nbytes) in work.items()
@@ -216,19 +219,20 @@ def main() -> None:
     about = {
         "commit": commit,
         "device": f"cpu, {options.threads} thread(s), {platform.machine()}",
+        "clock": options.clock,
         "engines": {"torch": torch.__version__, "openvino": openvino.__version__},
         "load": load,
         "rates": best,
         "work": {stage: {"flop": flop, "bytes": nbytes} for stage, (flop, nbytes) in work.items()},
     }
     print(f"{best['flop_per_s'] / 1e9:.0f} GFLOP/s, {best['bytes_per_s'] / 1e9:.1f} GB/s, load {load[0]:.1f}")
-    print(f"{'CPU ms':<32}{'min':>9}{'median':>9}{'floor':>9}{'floor/min':>11}")
+    print(f"{f'{options.clock} ms':<32}{'min':>9}{'median':>9}{'floor':>9}{'floor/min':>11}")
     for name, seconds in times.items():
         least = floor.get(name.partition(": ")[2])
         shown = f"{least * 1e3:9.1f}{least / min(seconds):11.2f}" if least else ""
         print(f"{name:<32}{min(seconds) * 1e3:9.1f}{statistics.median(seconds) * 1e3:9.1f}{shown}")
     if options.json:
-        rows = {name: {"cpu_s": seconds} for name, seconds in times.items()}
+        rows = {name: {"s": seconds} for name, seconds in times.items()}
         options.json.write_text(json.dumps({"about": about, "stages": rows}, indent=1) + "\n")
 
 
