@@ -7,6 +7,7 @@ import { Crosshair } from "./crosshair";
 import { byId } from "./dom";
 import { Files } from "./files";
 import { iouText, milliseconds, shortAreaText } from "./format";
+import { Keeper } from "./keeper";
 import { installShortcuts, type Shortcut } from "./keyboard";
 import { readLink, writeLink } from "./link";
 import { inWords } from "./messages";
@@ -26,7 +27,6 @@ import { Toolbar, type Actions } from "./toolbar";
 import { SlideViewer } from "./viewer";
 
 const LINK_MS = 250;
-const KEEP_MS = 150;
 /** Pixel sizes, µm, outside this are not believed, as at the service. */
 const BELIEVABLE = [0.05, 20] as const;
 
@@ -45,6 +45,11 @@ const status = new Status(api);
 const messages = new Messages();
 const classBar = new ClassBar(classes, objects);
 const panels = installPanels();
+const keeper = new Keeper(objects, () =>
+  messages.tell("This browser has no room left to keep your outlines. Export them now.", "error"),
+);
+/** Grows with every slide that is asked for: the last one asked for is the one that counts. */
+let opening = 0;
 
 const actions: Actions = {
   undo: () => prompting.cancel() || objects.undo(),
@@ -109,15 +114,19 @@ function um2PerPixel(): number {
 }
 
 async function openSlide(id: string): Promise<void> {
-  const slide = await api.slide(id);
+  const number = ++opening;
+  const [slide, info] = await Promise.all([api.slide(id), status.info ?? status.load()]);
+  if (number !== opening) return;
+  prompting.cancel();
+  keeper.close();
   await viewer.open(slide);
-  const info = status.info ?? (await status.load());
+  if (number !== opening) return;
   const { mpp } = slide;
   readout.um = mpp !== null && mpp >= BELIEVABLE[0] && mpp <= BELIEVABLE[1] ? mpp : info.models[0]!.default_mpp;
   prompting.um2PerPixel = um2PerPixel();
   prompting.open(id);
   prewarm.open(id);
-  objects.open(storage.loadObjects(slide.fingerprint));
+  keeper.open(slide.fingerprint);
   slides.mark(id);
   byId("slide-name").textContent = slide.name;
   document.title = `${slide.name} · WSI-SAM`;
@@ -157,7 +166,7 @@ async function start(): Promise<void> {
   }
 }
 
-function keepEverything(): void {
+function keepSettings(): void {
   const kept = classes.list;
   kept.value = storage.loadClasses() ?? kept.value;
   kept.watch((list) => storage.keepClasses(list));
@@ -169,24 +178,6 @@ function keepEverything(): void {
     if (viewer.slide) storage.keepPreferences(preferences);
   };
   for (const signal of [pointer.tool, prompting.multimask, overlay.frames]) signal.watch(keepPreferences);
-  let last = objects.all;
-  const keep = (): void => {
-    if (!viewer.slide || objects.all === last) return;
-    last = objects.all;
-    if (!storage.keepObjects(viewer.slide.fingerprint, objects.all)) {
-      messages.tell("This browser has no room left to keep your outlines. Export them now.", "error");
-    }
-  };
-  let timer = 0;
-  objects.state.watch(() => {
-    clearTimeout(timer);
-    timer = window.setTimeout(keep, KEEP_MS);
-  });
-  window.addEventListener("pagehide", keep);
-  storage.watchObjects(
-    () => viewer.slide?.fingerprint ?? null,
-    () => viewer.slide && objects.open(storage.loadObjects(viewer.slide.fingerprint)),
-  );
 }
 
 function keepLink(): void {
@@ -231,7 +222,7 @@ byId("token-form").addEventListener("submit", () => {
   api.token = byId<HTMLInputElement>("token").value.trim();
   void start();
 });
-keepEverything();
+keepSettings();
 keepLink();
 tellReports();
 void start();
