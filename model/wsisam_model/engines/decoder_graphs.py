@@ -3,7 +3,7 @@
 The same arithmetic as `FastDecoder` on one HR row and at most one LR row, with three differences. No row is padded, so
 there is no mask. HR and LR are inputs of their own, read where they lie. What follows the transformer stays in (1, C,
 H, W): OpenVINO keeps convolutions, shuffles and products over channels in one memory layout, while every transpose
-costs a copy of the map (together 40 % of this part's time, measured).
+costs a copy of the map (together over a third of this part's time, measured).
 """
 
 from __future__ import annotations
