@@ -55,8 +55,8 @@ def fused_iou(logits: Floats, calibration: Mapping[str, npt.NDArray[np.float32]]
     if not calibration:
         return stability(logits)
     check_calibration({name: tensor.shape for name, tensor in calibration.items()})
-    estimate = mask_numbers(logits) @ calibration["weight"] + calibration["bias"]
-    return np.clip(estimate, 0, 1).astype(np.float32)
+    estimate: Floats = mask_numbers(logits) @ calibration["weight"] + calibration["bias"]
+    return np.clip(estimate, 0, 1)
 
 
 def check_calibration(shapes: Mapping[str, tuple[int, ...]]) -> None:
