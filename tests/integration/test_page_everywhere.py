@@ -39,6 +39,7 @@ BOX = (200.0, 180.0, 320.0, 300.0)
 def app(tmp_path_factory: pytest.TempPathFactory, tissue: npt.NDArray[np.uint8]) -> Any:
     folder = tmp_path_factory.mktemp("slides")
     write_pyramid(folder / "tissue.ome.tif", tissue, 0.5)
+    write_pyramid(folder / "tissue2.ome.tif", tissue[:, ::-1], 0.5)
     settings = Settings(slides=(str(folder),))
     return create_app(settings, Catalogue(settings.slides), NumpyExecutor())
 
@@ -198,6 +199,16 @@ def test_the_link_leads_back_to_the_place(page: SlidePage, browser: Any) -> None
     again.wait_for_selector("#magnification:not(:empty)")
     again.wait_for_function("address => location.href === address", arg=page.page.url)
     again.close()
+
+
+def test_objects_stay_with_their_slide(page: SlidePage) -> None:
+    page.answer_of(lambda: page.draw_box(BOX))
+    page.page.click("#slides a:has-text('tissue2')")
+    page.page.wait_for_selector("#slides a[aria-current]:has-text('tissue2')")
+    assert page.rows() == []
+    page.page.click("#slides a:has-text('tissue.ome')")
+    page.page.wait_for_selector("#slides a[aria-current]:has-text('tissue.ome')")
+    assert len(page.rows()) == 1
 
 
 def test_nothing_is_asked_of_other_hosts_and_no_policy_is_broken(page: SlidePage, url: str) -> None:
