@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import random
 import shutil
 import signal
@@ -34,13 +35,14 @@ def wait_until(holds: Callable[[], bool], what: str, *, within_s: float = 60.0) 
 
 
 class Process:
-    """A server process; its output goes to `log`."""
+    """A server process; its output goes to `log`. It ends with this one, also where a test fails before it is ready."""
 
     def __init__(self, command: Sequence[str], log: Path, **options: Any) -> None:
         self.command = list(command)
         self.log = log
         self._options = options
         self._running: subprocess.Popen[bytes] | None = None
+        atexit.register(self.close)
         self.start()
 
     @property
