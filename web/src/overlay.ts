@@ -2,18 +2,16 @@
 
 import { boxOfView, widerView, type View } from "./answers";
 import type { Classes } from "./classes";
-import { contains, overlap, type Area, type Box, type Position } from "./geometry";
+import { contains, overlap, type Box, type Position } from "./geometry";
+import { HALO, ObjectLayer, addArea, drawArea } from "./object-layer";
 import type { Objects, Prompt, SlideObject } from "./objects";
 import type { Prompting } from "./prompting";
 import { Signal } from "./signal";
 import type { SlideViewer } from "./viewer";
 
-const HALO = "rgba(255, 255, 255, 0.85)";
 const INCLUDE = "#0a7d4b";
 const EXCLUDE = "#c2182b";
 const FRAME = "#5b2be0";
-/** Objects smaller than this on the screen, in pixels, are drawn as a dot. */
-const DOT_PX = 3;
 
 export class Overlay {
   /** Draw the views that the network saw. */
@@ -24,7 +22,7 @@ export class Overlay {
   readonly crosshair = new Signal<Position | null>(null);
   readonly #canvas: HTMLCanvasElement;
   readonly #context: CanvasRenderingContext2D;
-  readonly #paths = new WeakMap<Area, Path2D>();
+  readonly #layer: ObjectLayer;
   #scheduled = false;
 
   constructor(
@@ -37,7 +35,9 @@ export class Overlay {
     this.#canvas.className = "overlay";
     viewer.osd.canvas.append(this.#canvas);
     this.#context = this.#canvas.getContext("2d")!;
+    this.#layer = new ObjectLayer(viewer, objects, classes);
     viewer.osd.addHandler("update-viewport", () => this.draw());
+    viewer.osd.addHandler("animation-finish", () => this.redraw());
     for (const signal of [objects.state, classes.list, prompting.asked, this.frames, this.draft, this.crosshair]) {
       signal.watch(() => this.redraw());
     }
@@ -68,10 +68,15 @@ export class Overlay {
     const context = this.#context;
     context.setTransform(1, 0, 0, 1, 0, 0);
     context.clearRect(0, 0, this.#canvas.width, this.#canvas.height);
+    this.#layer.drawOn(context);
     const [left, top] = viewer.toScreen([0, 0]);
     context.setTransform(viewer.scale * ratio, 0, 0, viewer.scale * ratio, left * ratio, top * ratio);
-    this.#drawObjects();
     const { selected } = this.objects;
+    if (selected) {
+      const path = new Path2D();
+      addArea(path, selected.area, 0);
+      drawArea(context, path, this.classes.color(selected.className), 2.5, 0.2, viewer.scale);
+    }
     if (selected?.made) {
       if (this.frames.value) this.#drawFrames(selected.made.answer);
       this.#drawPrompt(selected.made.prompt);
@@ -88,53 +93,10 @@ export class Overlay {
     this.#canvas.height = h;
   }
 
-  /** One path per class: few large drawing calls cost far less than many small ones. */
-  #drawObjects(): void {
-    const { visible, scale } = this.viewer;
-    const paths = new Map<string, Path2D>();
-    for (const { bounds, area, className, id } of this.objects.all) {
-      if (!overlap(bounds, visible) || id === this.objects.state.value.selectedId) continue;
-      const color = this.classes.color(className);
-      let path = paths.get(color);
-      if (!path) paths.set(color, (path = new Path2D()));
-      const [x0, y0, x1, y1] = bounds;
-      if (Math.max(x1 - x0, y1 - y0) * scale < DOT_PX) path.rect(x0, y0, DOT_PX / scale, DOT_PX / scale);
-      else path.addPath(this.#path(area));
-    }
-    for (const [color, path] of paths) this.#drawPath(path, color, 1.5, 0.14);
-    const { selected } = this.objects;
-    if (selected) this.#drawPath(this.#path(selected.area), this.classes.color(selected.className), 2.5, 0.2);
-  }
-
-  #drawPath(path: Path2D, color: string, line: number, opacity: number): void {
-    const context = this.#context;
-    context.lineJoin = "round";
-    context.globalAlpha = opacity;
-    context.fillStyle = color;
-    context.fill(path, "evenodd");
-    context.globalAlpha = 1;
-    this.#stroke(path, HALO, line + 2);
-    this.#stroke(path, color, line);
-  }
-
   #stroke(path: Path2D, color: string, line: number): void {
     this.#context.strokeStyle = color;
     this.#context.lineWidth = line / this.viewer.scale;
     this.#context.stroke(path);
-  }
-
-  #path(area: Area): Path2D {
-    let path = this.#paths.get(area);
-    if (path) return path;
-    path = new Path2D();
-    for (const polygon of area) {
-      for (const ring of polygon) {
-        ring.forEach(([x, y], i) => (i ? path!.lineTo(x, y) : path!.moveTo(x, y)));
-        path.closePath();
-      }
-    }
-    this.#paths.set(area, path);
-    return path;
   }
 
   #drawPrompt({ box, points }: Prompt): void {

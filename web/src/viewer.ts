@@ -60,6 +60,11 @@ export class SlideViewer {
     return this.osd.world.getItemCount() > 0;
   }
 
+  /** Whether it is panned or zoomed just now. */
+  get moving(): boolean {
+    return (this.osd as unknown as { isAnimating(): boolean }).isAnimating(); // its types forget this one
+  }
+
   /** Screen pixels per level-0 pixel, as they are drawn now. */
   get scale(): number {
     return this.osd.viewport.viewportToImageZoom(this.osd.viewport.getZoom(true));
