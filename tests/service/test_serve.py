@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+
+from wsisam_service.commands.listening import listen
 
 HERE = Path(__file__).parent
 PROGRAM = """
@@ -89,3 +92,20 @@ def test_a_port_in_use_is_a_users_error(server: tuple[subprocess.Popen[str], str
     assert answer.returncode == 2
     assert answer.stderr.count("\n") == 1
     assert "in use" in answer.stderr
+
+
+async def test_answers_do_not_wait_for_acknowledgements() -> None:
+    """Without TCP_NODELAY the second write of an answer waits for the client's delayed ACK, 40 ms."""
+    accepted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    def look(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = writer.get_extra_info("socket")
+        accepted.set_result(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        writer.close()
+
+    with listen("127.0.0.1", 0) as listener:
+        server = await asyncio.start_server(look, sock=listener)
+        _, client = await asyncio.open_connection(*listener.getsockname())
+        assert await accepted == 1
+        client.close()
+        server.close()
