@@ -35,10 +35,7 @@ def tissue_page(qupath_service: Any) -> Iterator[SlidePage]:
 @pytest.fixture
 def page(tissue_page: SlidePage) -> SlidePage:
     """Nothing drawn, Box in hand, nothing to undo."""
-    tissue_page.page.evaluate("localStorage.clear()")
-    tissue_page.page.goto("about:blank")
-    tissue_page.page.goto(tissue_page.address)
-    tissue_page.wait()
+    tissue_page.open_forgotten()
     tissue_page.page.click("#tool-box")
     tissue_page.complaints.clear()
     return tissue_page
@@ -97,10 +94,7 @@ def test_objects_outlive_a_reload_and_come_back_from_a_file(page: SlidePage) -> 
     page.page.reload()
     page.wait()
     assert page.rows() == rows
-    page.page.evaluate("localStorage.clear()")
-    page.page.goto("about:blank")
-    page.page.goto(page.address)
-    page.wait()
+    page.open_forgotten()
     assert page.rows() == []
     page.page.set_input_files("#import-file", {"name": "a.geojson", "mimeType": "", "buffer": exported.read_bytes()})
     page.page.wait_for_selector("#objects li")

@@ -85,6 +85,7 @@ class SlidePage:
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("console", self._console)
         self.page.on("request", lambda request: self.hosts.add(request.url.split("/")[2] or "blob"))
+        self._elsewhere = f"{url}healthz"
         self.address = f"{url}#slide={slide_id}&x={center[0]}&y={center[1]}&zoom=1"
         self.page.goto(self.address)
 
@@ -92,6 +93,13 @@ class SlidePage:
         """Until the slide is on the screen."""
         self.page.wait_for_selector("#magnification:not(:empty)")
         self.page.wait_for_function("() => location.hash.includes('zoom=1')")
+
+    def open_forgotten(self) -> None:
+        """Open the page anew with nothing kept. Forgetting waits until the page is left: it keeps objects as it goes."""
+        self.page.goto(self._elsewhere)
+        self.page.evaluate("localStorage.clear()")
+        self.page.goto(self.address)
+        self.wait()
 
     def screen(self, position: tuple[float, float]) -> tuple[float, float]:
         viewer = self.page.locator("#viewer").bounding_box()
