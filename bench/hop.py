@@ -29,8 +29,8 @@ from processes import Process, free_port, wait_until  # noqa: E402
 
 from wsisam_service.assembly import build_executor, load_backend  # noqa: E402
 from wsisam_service.jobs import Timings  # noqa: E402
-from wsisam_service.prompts import PromptSpec  # noqa: E402
-from wsisam_service.segment import Segmenter, SegmentRequest  # noqa: E402
+from wsisam_service.segmenting.prompts import PromptSpec  # noqa: E402
+from wsisam_service.segmenting.segmenter import Segmenter, SegmentRequest  # noqa: E402
 from wsisam_service.settings import Settings  # noqa: E402
 from wsisam_service.slides.catalogue import Catalogue  # noqa: E402
 from wsisam_service.slides.write import write_pyramid  # noqa: E402

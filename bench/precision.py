@@ -28,7 +28,7 @@ from wsisam_model.predictor import DecodeRequest, Predictor
 from wsisam_model.preprocessing import upscale_logits
 from wsisam_model.train.cache import EmbeddingCache
 from wsisam_model.train.samples import Case, Mask, Pixels
-from wsisam_service import dataset
+from wsisam_service.annotated import dataset
 
 KINDS = ("tight", "box20")
 FORMATS = ("bfloat16", "float16")

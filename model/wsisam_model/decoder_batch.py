@@ -39,7 +39,7 @@ class DecodeRequest:
     """One prompt on one view, or on a pair of concentric views.
 
     `frozen` asks the SAM without adapters, on the HR view alone. `multimask` gives three masks, best first. `lr_mask`
-    asks for the LR branch's own mask, `lr_sam` for its SAM logits alone (they cost a fifth of a decode).
+    asks for the LR branch's own mask, `lr_sam` for its SAM logits alone (they cost a third of a decode).
     """
 
     hr: DecoderView

@@ -11,11 +11,11 @@ from fastapi import FastAPI
 from wsisam_service.api import health, iiif, image, openapi, page, prewarm, problems, sam, segment, slides
 from wsisam_service.api.deps import Services
 from wsisam_service.api.middleware import LimitsMiddleware, RequestMiddleware
-from wsisam_service.iiif_pictures import Pictures
+from wsisam_service.iiif.pictures import Pictures
 from wsisam_service.jobs import Executor
-from wsisam_service.prewarm import BackgroundEncodes
 from wsisam_service.sam.weights import Install
-from wsisam_service.segment import Segmenter
+from wsisam_service.segmenting.prewarm import BackgroundEncodes
+from wsisam_service.segmenting.segmenter import Segmenter
 from wsisam_service.settings import Settings
 from wsisam_service.slides.catalogue import Catalogue
 

@@ -11,15 +11,16 @@ from fastapi import FastAPI
 
 from wsisam_service import metrics
 from wsisam_service.app import create_app
-from wsisam_service.backend import PredictorBackend
-from wsisam_service.embeddings import TieredStore, open_store
-from wsisam_service.executor import LocalExecutor
+from wsisam_service.cluster.remote_executor import RemoteExecutor
+from wsisam_service.cluster.worker import create_worker
+from wsisam_service.execution.backend import PredictorBackend
+from wsisam_service.execution.executor import LocalExecutor
 from wsisam_service.jobs import NO_ADAPTERS, Executor
-from wsisam_service.remote_executor import RemoteExecutor
 from wsisam_service.sam.weights import Install
 from wsisam_service.settings import MIB, Settings, SettingsError
 from wsisam_service.slides.catalogue import Catalogue
-from wsisam_service.worker import create_worker
+from wsisam_service.stores.embeddings import TieredStore
+from wsisam_service.stores.opening import open_store
 
 REFINE_MEMORY_BYTES, REFINE_FOLDER_BYTES = 64 * MIB, 256 * MIB
 """Budgets of refine states, a quarter of a megabyte each."""

@@ -129,7 +129,7 @@ class _InProcess:
 
     def __init__(self, predictor: Predictor, settings: Settings, loop: asyncio.Runner) -> None:
         from wsisam_service.assembly import build_executor
-        from wsisam_service.backend import PredictorBackend
+        from wsisam_service.execution.backend import PredictorBackend
 
         self._loop = loop
         self._predictor = predictor

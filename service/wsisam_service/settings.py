@@ -122,7 +122,7 @@ class Settings(BaseSettings):
         if value == "memory" or (kind == "folder" and rest):
             return value
         if kind.startswith("redis"):
-            from wsisam_service.redis_urls import check_url
+            from wsisam_service.stores.redis_urls import check_url
 
             check_url(value)
             return value

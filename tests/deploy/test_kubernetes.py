@@ -15,7 +15,7 @@ import yaml
 from processes import RedisServer
 
 from wsisam_service import metrics
-from wsisam_service.redis_store import RedisStore
+from wsisam_service.stores.redis_store import RedisStore
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 KUBERNETES = REPOSITORY / "deploy" / "k8s"

@@ -95,7 +95,7 @@ class SlidePage:
         self.page.wait_for_function("() => location.hash.includes('zoom=1')")
 
     def open_forgotten(self) -> None:
-        """Open the page anew with nothing kept. Forgetting waits until the page is left: it keeps objects as it goes."""
+        """Open the page anew with nothing kept. Forgetting waits until the page is left: it keeps as it goes."""
         self.page.goto(self._elsewhere)
         self.page.evaluate("localStorage.clear()")
         self.page.goto(self.address)

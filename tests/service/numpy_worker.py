@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from wsisam_model.config import MODELS
 from wsisam_service import assembly
-from wsisam_service.backend import DecodeItem, Logits
 from wsisam_service.cli import main
+from wsisam_service.execution.backend import DecodeItem, Logits
 from wsisam_service.jobs import ViewPixels
 from wsisam_service.settings import Settings
 

@@ -8,8 +8,8 @@ from concurrent.futures import Future, wait
 
 import pytest
 
-from wsisam_service.batcher import Answer, Batcher, Lane
 from wsisam_service.errors import Overloaded, WorkerUnavailable
+from wsisam_service.execution.batcher import Answer, Batcher, Lane
 
 TIMEOUT_S = 20.0
 

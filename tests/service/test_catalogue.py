@@ -18,7 +18,8 @@ import pytest
 from wsisam_service.errors import InvalidRequest, NotBrightfield, UnknownSlide, UnreadableSlide
 from wsisam_service.slides import catalogue as catalogue_module
 from wsisam_service.slides.catalogue import PROBLEM_S, RESCAN_S, Catalogue, Slide
-from wsisam_service.slides.reader import SlideReader, open_slide
+from wsisam_service.slides.opening import open_slide
+from wsisam_service.slides.reader import SlideReader
 
 MakeSlide = Callable[..., Path]
 

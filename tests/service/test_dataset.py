@@ -12,9 +12,9 @@ import pytest
 
 from wsisam_model.config import model_config
 from wsisam_model.train.samples import KINDS
-from wsisam_service.annotation_checks import black_border_problem, edge_fit, shift_problem
-from wsisam_service.annotations import objects_of_labels, read_geojson
-from wsisam_service.dataset import load
+from wsisam_service.annotated.annotation_checks import black_border_problem, edge_fit, shift_problem
+from wsisam_service.annotated.annotations import objects_of_labels, read_geojson
+from wsisam_service.annotated.dataset import load
 from wsisam_service.errors import InvalidRequest
 from wsisam_service.views import view_for_extent
 

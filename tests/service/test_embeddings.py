@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from wsisam_service import metrics
-from wsisam_service.embeddings import EmbeddingStore, Hit, MemoryStore, TieredStore, open_store
-from wsisam_service.folder_store import FolderStore
+from wsisam_service.stores.embeddings import EmbeddingStore, Hit, MemoryStore, TieredStore
+from wsisam_service.stores.folder_store import FolderStore
+from wsisam_service.stores.opening import open_store
 
 KEY = "lite_medsam:79d8c9dca6db:1:{}:2:{}:8"
 

@@ -16,12 +16,13 @@ import pytest
 
 from wsisam_model.config import MODELS
 from wsisam_model.prompts import Prompt
-from wsisam_service.backend import DecodeItem
-from wsisam_service.embeddings import MemoryStore, TieredStore, open_store
 from wsisam_service.errors import InvalidRequest, Overloaded, RefineExpired, UnknownModel
-from wsisam_service.executor import LocalExecutor
+from wsisam_service.execution.backend import DecodeItem
+from wsisam_service.execution.executor import LocalExecutor
 from wsisam_service.jobs import DecodeJob, DecodeResult, Timings, ViewPixels
 from wsisam_service.masks import rle
+from wsisam_service.stores.embeddings import MemoryStore, TieredStore
+from wsisam_service.stores.opening import open_store
 
 SIDE = 256
 PREFIX = "lite_medsam:79d8c9dca6db:1"
@@ -530,7 +531,7 @@ async def test_the_lr_branch_is_asked_for_its_logits_once_an_answer_is_corrected
 
 
 def test_the_executor_brings_in_no_torch() -> None:
-    code = "import sys, wsisam_service.executor; sys.exit('torch' in sys.modules)"
+    code = "import sys, wsisam_service.execution.executor; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

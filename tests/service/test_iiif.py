@@ -18,8 +18,8 @@ from PIL import Image
 from stand_ins import NumpyExecutor
 
 from wsisam_service.app import create_app
-from wsisam_service.iiif import ImageRequest, parse
-from wsisam_service.iiif_pictures import Pictures, etag_of
+from wsisam_service.iiif.addresses import ImageRequest, parse
+from wsisam_service.iiif.pictures import Pictures, etag_of
 from wsisam_service.settings import Settings
 from wsisam_service.slides.catalogue import Catalogue
 from wsisam_service.slides.write import write_pyramid

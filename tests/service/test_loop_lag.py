@@ -21,12 +21,12 @@ import pytest
 
 from wsisam_model.config import MODELS
 from wsisam_service.app import create_app
-from wsisam_service.backend import DecodeItem
-from wsisam_service.embeddings import MemoryStore, TieredStore
-from wsisam_service.executor import LocalExecutor
+from wsisam_service.execution.backend import DecodeItem
+from wsisam_service.execution.executor import LocalExecutor
 from wsisam_service.jobs import ViewPixels
 from wsisam_service.settings import Settings
 from wsisam_service.slides.catalogue import Catalogue
+from wsisam_service.stores.embeddings import MemoryStore, TieredStore
 
 CLIENTS, ROUNDS, MOST_S = 16, 3, 0.005
 SIDE = MODELS["lite_medsam"].image_size

@@ -19,8 +19,8 @@ from wsisam_service.errors import Overloaded
 from wsisam_service.jobs import CacheTier, PixelSource, Timings
 from wsisam_service.settings import Settings
 from wsisam_service.slides.catalogue import Catalogue
+from wsisam_service.slides.tissue import tissue_centres, tissue_mask
 from wsisam_service.slides.write import write_pyramid
-from wsisam_service.tissue import tissue_centres, tissue_mask
 
 
 class Busy(NumpyExecutor):

@@ -22,7 +22,15 @@ from wsisam_service.errors import (
     ServiceError,
 )
 from wsisam_service.masks import rle
-from wsisam_service.prompts import MaskSpec, PromptSpec, RequestFrame, check_inside, judge, plan_view, request_frame
+from wsisam_service.segmenting.prompts import (
+    MaskSpec,
+    PromptSpec,
+    RequestFrame,
+    check_inside,
+    judge,
+    plan_view,
+    request_frame,
+)
 from wsisam_service.views import View
 
 SIZE = (20_000, 10_000)

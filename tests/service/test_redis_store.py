@@ -15,11 +15,12 @@ import redis
 from processes import RedisServer, Server, free_port, redis_path, wait_until
 
 from wsisam_service import metrics
-from wsisam_service.breaker import Breaker, CircuitOpen
-from wsisam_service.embeddings import Claim, Hit, TieredStore, open_store
-from wsisam_service.redis_store import RedisStore
-from wsisam_service.redis_urls import check_url
 from wsisam_service.settings import SettingsError, load_settings
+from wsisam_service.stores.breaker import Breaker, CircuitOpen
+from wsisam_service.stores.embeddings import Claim, Hit, TieredStore
+from wsisam_service.stores.opening import open_store
+from wsisam_service.stores.redis_store import RedisStore
+from wsisam_service.stores.redis_urls import check_url
 
 pytestmark = pytest.mark.redis
 

@@ -15,6 +15,17 @@ from pydantic import SecretStr
 from stand_ins import NumpyExecutor
 
 from wsisam_model.prompts import Prompt
+from wsisam_service.cluster.remote_executor import RETRY_PAUSES_S, VIEW_HEADER, RemoteExecutor
+from wsisam_service.cluster.wire import (
+    VERSION,
+    DecodeCall,
+    DecodeReply,
+    read_decode_call,
+    read_decode_reply,
+    write_decode_call,
+    write_decode_reply,
+)
+from wsisam_service.cluster.worker import create_worker
 from wsisam_service.errors import (
     InvalidRequest,
     Overloaded,
@@ -34,18 +45,7 @@ from wsisam_service.jobs import (
     ViewPixels,
 )
 from wsisam_service.logs import RequestIds, current_request
-from wsisam_service.remote_executor import RETRY_PAUSES_S, VIEW_HEADER, RemoteExecutor
 from wsisam_service.settings import Settings
-from wsisam_service.wire import (
-    VERSION,
-    DecodeCall,
-    DecodeReply,
-    read_decode_call,
-    read_decode_reply,
-    write_decode_call,
-    write_decode_reply,
-)
-from wsisam_service.worker import create_worker
 
 TOKEN = "only gateways know"
 PREFIX = "lite_medsam:000000000000:1"
@@ -228,7 +228,7 @@ async def test_without_the_token_nothing_is_answered_but_probes() -> None:
 
 
 async def test_a_lost_connection_and_a_routers_503_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsisam_service.remote_executor.RETRY_PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr("wsisam_service.cluster.remote_executor.RETRY_PAUSES_S", (0.0, 0.0))
 
     def lose(number: int) -> httpx.Response | None:
         if number == 1:
@@ -242,7 +242,7 @@ async def test_a_lost_connection_and_a_routers_503_are_tried_again(monkeypatch: 
 
 
 async def test_no_worker_at_all_is_one_plain_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsisam_service.remote_executor.RETRY_PAUSES_S", (0.0,) * len(RETRY_PAUSES_S))
+    monkeypatch.setattr("wsisam_service.cluster.remote_executor.RETRY_PAUSES_S", (0.0,) * len(RETRY_PAUSES_S))
 
     def refuse(number: int) -> httpx.Response | None:
         raise httpx.ConnectError("connection refused")

@@ -14,12 +14,12 @@ from stand_ins import NumpyExecutor
 from wsisam_model.config import MODELS
 from wsisam_service.jobs import DecodedMask, DecodeJob, DecodeResult, PixelSource, Timings
 from wsisam_service.masks import rle
-from wsisam_service.offers import model_offer
-from wsisam_service.picture_slide import slide_of_picture
+from wsisam_service.pictures.picture import Picture
+from wsisam_service.pictures.picture_slide import slide_of_picture
 from wsisam_service.sam.automask import Scene, box_proposals, find_all, point_proposals, suppress, without_specks
-from wsisam_service.sam.pictures import Picture
 from wsisam_service.sam.requests import AutomaskBody
-from wsisam_service.slide_views import SlideViews
+from wsisam_service.segmenting.offers import model_offer
+from wsisam_service.segmenting.slide_views import SlideViews
 
 SIZE = (400, 300)
 Draw = Callable[[np.ndarray[Any, Any], np.ndarray[Any, Any]], np.ndarray[Any, Any]]

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from wsisam_service.errors import ImageTooLarge, InvalidRequest
-from wsisam_service.sam import pictures
-from wsisam_service.sam.pictures import PictureCache, decode_picture
+from wsisam_service.pictures import picture
+from wsisam_service.pictures.picture import PictureCache, decode_picture
 
 MAX_PX = 1_000_000
 
@@ -85,11 +85,11 @@ def test_content_names_size_and_pixels_not_the_file() -> None:
 async def test_the_same_text_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     decoded = []
 
-    def counting(data: bytes, max_px: int) -> pictures.Picture:
+    def counting(data: bytes, max_px: int) -> picture.Picture:
         decoded.append(len(data))
         return decode_picture(data, max_px)
 
-    monkeypatch.setattr(pictures, "decode_picture", counting)
+    monkeypatch.setattr(picture, "decode_picture", counting)
     cache = PictureCache(1_000_000, MAX_PX)
     first = await cache.decode(text(png(Image.new("RGB", (8, 8)))))
     assert await cache.decode(text(png(Image.new("RGB", (8, 8))))) is first

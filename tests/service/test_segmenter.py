@@ -26,8 +26,8 @@ from wsisam_service.errors import (
 )
 from wsisam_service.jobs import DecodedMask, DecodeJob, DecodeResult, PixelSource, Timings
 from wsisam_service.masks import rle
-from wsisam_service.prompts import PromptSpec
-from wsisam_service.segment import (
+from wsisam_service.segmenting.prompts import PromptSpec
+from wsisam_service.segmenting.segmenter import (
     EveryPromptFailed,
     PromptAnswer,
     PromptProblem,

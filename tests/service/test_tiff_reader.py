@@ -16,7 +16,8 @@ from PIL import Image
 from tiffslide import TiffSlide
 
 from wsisam_service.errors import NotBrightfield, ServiceError, UnreadableSlide
-from wsisam_service.slides.reader import Level, open_slide
+from wsisam_service.slides.opening import open_slide
+from wsisam_service.slides.reader import Level
 from wsisam_service.slides.tiff import TiffReader
 from wsisam_service.slides.tiles import TileCache
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsisam_service.errors import RefineExpired
-from wsisam_service.tokens import RefineToken, TokenSigner, key_fingerprint
+from wsisam_service.segmenting.tokens import RefineToken, TokenSigner, key_fingerprint
 from wsisam_service.views import View
 
 TOKEN = RefineToken("abc", "lite_medsam", "f" * 64, View(256, 2, 40, 48, 0.4990))

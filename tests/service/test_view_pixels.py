@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from wsisam_service.errors import ImageTooLarge, InvalidNumber
 from wsisam_service.slides import pixels as pixels_module
+from wsisam_service.slides.opening import open_slide
 from wsisam_service.slides.pixels import read_rectangle, read_region_image, read_view, thumbnail
-from wsisam_service.slides.reader import Level, RgbImage, SlideInfo, SlideReader, open_slide
+from wsisam_service.slides.reader import Level, RgbImage, SlideInfo, SlideReader
 from wsisam_service.views import View, snapped_view
 
 Pixels = npt.NDArray[np.uint8]

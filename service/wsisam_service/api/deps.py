@@ -9,8 +9,8 @@ from fastapi import Depends
 from starlette.requests import Request
 
 from wsisam_service.jobs import Executor
-from wsisam_service.prewarm import BackgroundEncodes
-from wsisam_service.segment import Segmenter
+from wsisam_service.segmenting.prewarm import BackgroundEncodes
+from wsisam_service.segmenting.segmenter import Segmenter
 from wsisam_service.settings import Settings
 from wsisam_service.slides.catalogue import Catalogue
 

@@ -13,8 +13,8 @@ from wsisam_service.api.bodies import described_problems, json_response
 from wsisam_service.api.deps import ServicesDep
 from wsisam_service.api.slide_answers import InfoAnswer
 from wsisam_service.errors import NotReady
-from wsisam_service.picture_slide import PICTURE_MODE
-from wsisam_service.segment import MAX_PROMPTS
+from wsisam_service.pictures.picture_slide import PICTURE_MODE
+from wsisam_service.segmenting.segmenter import MAX_PROMPTS
 from wsisam_service.views import MAX_REQUEST_MPP, MIN_REQUEST_MPP
 
 DISTRIBUTION = "wsisam"

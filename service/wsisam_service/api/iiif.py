@@ -12,13 +12,13 @@ from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from wsisam_service import iiif
 from wsisam_service.api.bodies import JSON_MEDIA_TYPE, described_problems, json_response
 from wsisam_service.api.deps import ServicesDep
 from wsisam_service.api.middleware import unless_client_gone
 from wsisam_service.api.problems import error_response
 from wsisam_service.errors import ServiceError
-from wsisam_service.iiif_pictures import Pictures, etag_of
+from wsisam_service.iiif import addresses as iiif
+from wsisam_service.iiif.pictures import Pictures, etag_of
 
 JSON_LD_MEDIA_TYPE = f'application/ld+json;profile="{iiif.CONTEXT}"'
 CACHE_CONTROL = "private, max-age=3600"

@@ -20,8 +20,8 @@ from wsisam_service.api.schemas import SegmentAnswerModel, SegmentBody
 from wsisam_service.errors import InvalidRequest, UnsupportedMediaType
 from wsisam_service.jobs import Timings
 from wsisam_service.logs import request_id
-from wsisam_service.picture_slide import slide_of_picture
-from wsisam_service.sam.pictures import decode_picture
+from wsisam_service.pictures.picture import decode_picture
+from wsisam_service.pictures.picture_slide import slide_of_picture
 
 MAX_REQUEST_PART_BYTES = 4 << 20
 _SCHEMA: dict[str, Any] = {

@@ -15,8 +15,8 @@ from wsisam_service.api.deps import ServicesDep
 from wsisam_service.api.middleware import unless_client_gone
 from wsisam_service.api.schemas import PrewarmAnswer, PrewarmBody
 from wsisam_service.jobs import Timings
-from wsisam_service.offers import model_offer
-from wsisam_service.prewarm import views_to_prewarm
+from wsisam_service.segmenting.offers import model_offer
+from wsisam_service.segmenting.prewarm import views_to_prewarm
 
 router = APIRouter(tags=["segment"])
 

@@ -22,15 +22,15 @@ from wsisam_service.api.deps import Services, ServicesDep
 from wsisam_service.api.middleware import unless_client_gone
 from wsisam_service.errors import NotSupported, Overloaded
 from wsisam_service.jobs import Timings
-from wsisam_service.offers import model_offer
-from wsisam_service.picture_slide import slide_of_picture
+from wsisam_service.pictures.picture import PictureCache
+from wsisam_service.pictures.picture_slide import slide_of_picture
 from wsisam_service.sam.automask import Scene, find_all
 from wsisam_service.sam.detect import detect
 from wsisam_service.sam.offer import serving_model, weights_list
 from wsisam_service.sam.outlines import feature
-from wsisam_service.sam.pictures import PictureCache
 from wsisam_service.sam.requests import AutomaskBody, DetectBody, RegisterBody
 from wsisam_service.sam.weights import Install, WeightsRegister
+from wsisam_service.segmenting.offers import model_offer
 from wsisam_service.settings import Settings
 
 SAMAPI_VERSION = "0.7.1"

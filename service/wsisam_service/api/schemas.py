@@ -1,7 +1,7 @@
 """What the API takes and gives, as pydantic models: bodies are parsed with them, answers only described by them.
 
 Bodies are strict: unknown fields and texts in place of numbers are refused. What a prompt *means* (inverted box, NaN,
-no positive point, outside the slide) is left to `wsisam_service.prompts`, where it fails that prompt alone.
+no positive point, outside the slide) is left to `wsisam_service.segmenting.prompts`, where it fails that prompt alone.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from wsisam_service.jobs import DEFAULT_ADAPTERS, NO_ADAPTERS, CacheTier
-from wsisam_service.prewarm import PrewarmRequest
-from wsisam_service.prompts import Frame, MaskSpec, PromptSpec, Units
-from wsisam_service.segment import DEFAULT_SIMPLIFY, MAX_PROMPTS, MaskFormat, SegmentRequest
+from wsisam_service.segmenting.prewarm import PrewarmRequest
+from wsisam_service.segmenting.prompts import Frame, MaskSpec, PromptSpec, Units
+from wsisam_service.segmenting.segmenter import DEFAULT_SIMPLIFY, MAX_PROMPTS, MaskFormat, SegmentRequest
 from wsisam_service.views import MAX_REQUEST_MPP, MIN_REQUEST_MPP
 
 MAX_SIMPLIFY = 64.0

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from wsisam_model.config import ModelConfig, model_config
 from wsisam_service.commands.flags import UsageError
 from wsisam_service.commands.slide_client import RemoteSlide
-from wsisam_service.tissue import tissue_centres
+from wsisam_service.slides.tissue import tissue_centres
 from wsisam_service.views import nearest_step, step_mpp
 
 THUMBNAIL = 2048

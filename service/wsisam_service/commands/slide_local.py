@@ -16,7 +16,7 @@ from wsisam_service.api.problems import problem_entry
 from wsisam_service.api.schemas import SegmentBody
 from wsisam_service.commands.info import open_slide_file
 from wsisam_service.jobs import Executor, Timings
-from wsisam_service.segment import EveryPromptFailed, Segmenter
+from wsisam_service.segmenting.segmenter import EveryPromptFailed, Segmenter
 from wsisam_service.settings import Settings
 from wsisam_service.slides.catalogue import Slide
 

@@ -15,7 +15,7 @@ from wsisam_model.train.samples import MIN_AREA_UM2
 from wsisam_service.commands.flags import UsageError
 
 if TYPE_CHECKING:
-    from wsisam_service.dataset import Dataset
+    from wsisam_service.annotated.dataset import Dataset
 
 CACHE_FOLDER = Path(".cache/embeddings")
 SHOWN_REJECTIONS = 8
@@ -44,7 +44,7 @@ def add_tissue(parser: argparse.ArgumentParser) -> None:
 
 def tissue_of(options: argparse.Namespace, config: ModelConfig) -> tuple[Dataset, Dataset]:
     """(for training, held out) of a command line; says on stderr what was left out and why."""
-    from wsisam_service.dataset import load
+    from wsisam_service.annotated.dataset import load
 
     dataset = load(options.data, config, min_area_um2=options.min_area)
     for rejection in dataset.rejections[:SHOWN_REJECTIONS]:

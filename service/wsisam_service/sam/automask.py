@@ -29,10 +29,10 @@ from wsisam_service.jobs import (
     Timings,
 )
 from wsisam_service.masks import rle
-from wsisam_service.offers import ModelOffer
 from wsisam_service.sam.outlines import Mask, clip_to_picture
 from wsisam_service.sam.requests import AutomaskBody
-from wsisam_service.slide_views import SlideViews
+from wsisam_service.segmenting.offers import ModelOffer
+from wsisam_service.segmenting.slide_views import SlideViews
 from wsisam_service.views import Box, View, snapped_view, step_for_extent, view_for_extent
 
 BOX_SCALES = (4, 2, 1)

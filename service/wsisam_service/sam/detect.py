@@ -7,12 +7,12 @@ from typing import Any
 from wsisam_service.errors import InvalidLabel
 from wsisam_service.jobs import Timings
 from wsisam_service.masks import rle
-from wsisam_service.picture_slide import slide_of_picture
-from wsisam_service.prompts import PromptSpec
+from wsisam_service.pictures.picture import Picture
+from wsisam_service.pictures.picture_slide import slide_of_picture
 from wsisam_service.sam.outlines import clip_to_picture, feature
-from wsisam_service.sam.pictures import Picture
 from wsisam_service.sam.requests import DetectBody
-from wsisam_service.segment import PromptAnswer, RankedMask, Segmenter, SegmentRequest
+from wsisam_service.segmenting.prompts import PromptSpec
+from wsisam_service.segmenting.segmenter import PromptAnswer, RankedMask, Segmenter, SegmentRequest
 
 
 async def detect(

@@ -17,7 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from wsisam_service.errors import InvalidRequest, ServiceError, UnknownSlide, UnreadableSlide
-from wsisam_service.slides.reader import RgbImage, SlideInfo, SlideReader, open_slide
+from wsisam_service.slides.opening import open_slide
+from wsisam_service.slides.reader import RgbImage, SlideInfo, SlideReader
 from wsisam_service.slides.roots import Root, SlideFile, Stamp
 from wsisam_service.slides.source import fingerprint
 from wsisam_service.slides.tiles import DEFAULT_TILE_CACHE_BYTES, TileCache

@@ -1,28 +1,16 @@
-"""What every slide reader offers, and which reader a file gets."""
+"""What every slide reader offers."""
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from wsisam_service.errors import UnreadableSlide
-from wsisam_service.slides.source import ByteSource, LocalBytes
-from wsisam_service.slides.tiles import TileCache
-
 RgbImage = npt.NDArray[np.uint8]
 """Pixels, uint8 (height, width, 3), sRGB."""
-
-SLIDE_SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".qptiff", ".scn", ".bif", ".png", ".jpg", ".jpeg")
-"""Names that are listed as slides. The reader is chosen by content."""
-
-_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_PICTURE_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,26 +69,3 @@ class SlideReader(ABC):
 
         White outside the slide; alpha over white. Raises `UnreadableSlide`.
         """
-
-
-def open_slide(source: ByteSource | Path | str, tiles: TileCache | None = None) -> SlideReader:
-    """The reader that fits the content of a local file or of any other source of bytes.
-
-    `tiles` is a cache to share with other slides. Raises `UnreadableSlide` or `NotBrightfield`.
-    """
-    from wsisam_service.slides.picture import PictureReader
-    from wsisam_service.slides.tiff import TiffReader
-
-    tiles = TileCache() if tiles is None else tiles
-    try:
-        source = LocalBytes(os.fspath(source)) if isinstance(source, str | Path) else source
-        head = source.read_at(0, 16)
-    except OSError as error:
-        raise UnreadableSlide("The slide's file cannot be read.") from error
-    if not head:
-        raise UnreadableSlide("The slide's file is empty.")
-    if head.startswith(_TIFF_MAGIC):
-        return TiffReader(source, tiles)
-    if head.startswith(_PICTURE_MAGIC):
-        return PictureReader(source, tiles)
-    raise UnreadableSlide("The slide's file is of no format that this service reads.")

@@ -12,7 +12,7 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from wsisam_service.slides.reader import SLIDE_SUFFIXES
+from wsisam_service.slides.opening import SLIDE_SUFFIXES
 from wsisam_service.slides.source import ByteSource, open_bytes
 
 Stamp = tuple[int, str]

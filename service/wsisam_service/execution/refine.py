@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from wsisam_model.prompts import Prompt
-from wsisam_service.embeddings import TieredStore
 from wsisam_service.errors import InvalidRequest, RefineExpired
+from wsisam_service.stores.embeddings import TieredStore
 
 _log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Generic
 
 from wsisam_service import metrics
-from wsisam_service.backend import V
-from wsisam_service.embeddings import has_part
+from wsisam_service.execution.backend import V
+from wsisam_service.stores.embeddings import has_part
 
 
 @dataclass(frozen=True, slots=True, eq=False)

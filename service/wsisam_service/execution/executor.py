@@ -20,11 +20,13 @@ import numpy as np
 
 from wsisam_model.prompts import Prompt
 from wsisam_service import metrics
-from wsisam_service.backend import Backend, Decoded, DecodeItem, E, V
-from wsisam_service.batcher import Answer, Batcher, Lane
-from wsisam_service.device_cache import DeviceCache, ReadyView
-from wsisam_service.embeddings import TieredStore
 from wsisam_service.errors import Overloaded, ServiceError, UnknownModel
+from wsisam_service.execution.backend import Backend, Decoded, DecodeItem, E, V
+from wsisam_service.execution.batcher import Answer, Batcher, Lane
+from wsisam_service.execution.device_cache import DeviceCache, ReadyView
+from wsisam_service.execution.postprocess import draw
+from wsisam_service.execution.refine import RefineState, RefineStates
+from wsisam_service.execution.view_loader import ViewLoader, backend_of, encode_lane, load_lane
 from wsisam_service.jobs import (
     DEFAULT_ADAPTERS,
     NO_ADAPTERS,
@@ -34,9 +36,7 @@ from wsisam_service.jobs import (
     PixelSource,
     Timings,
 )
-from wsisam_service.postprocess import draw
-from wsisam_service.refine import RefineState, RefineStates
-from wsisam_service.view_loader import ViewLoader, backend_of, encode_lane, load_lane
+from wsisam_service.stores.embeddings import TieredStore
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from wsisam_service.annotations import Labels
+from wsisam_service.annotated.annotations import Labels
 from wsisam_service.views import MAX_SLIDE_MPP, MIN_SLIDE_MPP, believable_mpp
 
 Pixels = npt.NDArray[np.uint8]

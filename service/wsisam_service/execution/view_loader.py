@@ -10,12 +10,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic
 
 from wsisam_service import metrics
-from wsisam_service.backend import Backend, E, V
-from wsisam_service.batcher import Batcher, Lane
-from wsisam_service.device_cache import DeviceCache, ReadyView
-from wsisam_service.embeddings import Claim, Hit, TieredStore
 from wsisam_service.errors import Overloaded, UnknownModel
+from wsisam_service.execution.backend import Backend, E, V
+from wsisam_service.execution.batcher import Batcher, Lane
+from wsisam_service.execution.device_cache import DeviceCache, ReadyView
 from wsisam_service.jobs import CacheTier, PixelSource, Timings, ViewPixels
+from wsisam_service.stores.embeddings import Claim, Hit, TieredStore
 
 _log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from wsisam_service.backend import Backend, Decoded, E, V
+from wsisam_service.execution.backend import Backend, Decoded, E, V
 from wsisam_service.jobs import DecodedMask, Rle
 from wsisam_service.masks import rle
 

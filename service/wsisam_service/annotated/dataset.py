@@ -23,11 +23,12 @@ from wsisam_model.train.samples import (
     Sample,
     held_out_groups,
 )
-from wsisam_service import annotation_checks as checks
-from wsisam_service.annotations import AnnotatedImage, AnnotatedObject, Rejection, read_source
+from wsisam_service.annotated import annotation_checks as checks
+from wsisam_service.annotated.annotations import AnnotatedImage, AnnotatedObject, Rejection, read_source
 from wsisam_service.errors import ServiceError
+from wsisam_service.slides.opening import open_slide
 from wsisam_service.slides.pixels import read_view
-from wsisam_service.slides.reader import SlideReader, open_slide
+from wsisam_service.slides.reader import SlideReader
 from wsisam_service.views import Box, View, view_for_extent
 
 CHECKED_PIXELS = 4096

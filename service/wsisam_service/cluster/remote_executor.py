@@ -16,10 +16,7 @@ from typing import Any
 
 import httpx
 
-from wsisam_service.errors import InvalidRequest, Timeout, WorkerUnavailable
-from wsisam_service.jobs import CacheTier, DecodeJob, DecodeResult, PixelSource, Timings, ViewPixels
-from wsisam_service.logs import current_request
-from wsisam_service.wire import (
+from wsisam_service.cluster.wire import (
     CALL_MEDIA_TYPE,
     DecodeCall,
     EncodeCall,
@@ -30,6 +27,9 @@ from wsisam_service.wire import (
     write_decode_call,
     write_encode_call,
 )
+from wsisam_service.errors import InvalidRequest, Timeout, WorkerUnavailable
+from wsisam_service.jobs import CacheTier, DecodeJob, DecodeResult, PixelSource, Timings, ViewPixels
+from wsisam_service.logs import current_request
 
 _log = logging.getLogger(__name__)
 

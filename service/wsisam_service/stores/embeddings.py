@@ -11,8 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from wsisam_service import metrics
 from wsisam_service.jobs import CacheTier
@@ -202,28 +201,6 @@ class TieredStore:
             self._failing.discard(store.tier)
             _log.info("the %s store answers again", store.tier)
         return result
-
-
-def open_store(
-    spec: str, *, namespace: Literal["emb", "refine"], memory_bytes: int, folder_bytes: int, ttl_s: float | None = None
-) -> TieredStore:
-    """The store that a setting names: "memory", or "folder:PATH" or a URL of Redis with memory in front.
-
-    `namespace` keeps embeddings and refine states apart, each with bounds of its own. Raises `ValueError`.
-    """
-    kind, _, location = spec.partition(":")
-    stores: list[EmbeddingStore] = [MemoryStore(memory_bytes)]
-    if kind == "folder" and location:
-        from wsisam_service.folder_store import FolderStore
-
-        stores.append(FolderStore(Path(location) / namespace, folder_bytes))
-    elif kind.startswith("redis") and location:
-        from wsisam_service.redis_store import RedisStore
-
-        stores.append(RedisStore(spec, namespace))
-    elif spec != "memory":
-        raise ValueError('the store is "memory", "folder:PATH" or "redis://HOST:PORT/DB"')
-    return TieredStore(stores, ttl_s=ttl_s)
 
 
 def has_part(key: str, part: str) -> bool:

@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 
-from wsisam_service.sam.pictures import Picture
+from wsisam_service.pictures.picture import Picture
 from wsisam_service.slides.catalogue import Slide
 from wsisam_service.slides.reader import Level, RgbImage, SlideInfo, SlideReader
 

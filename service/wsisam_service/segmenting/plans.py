@@ -11,9 +11,9 @@ from wsisam_model.config import ModelConfig
 from wsisam_service.errors import RefineExpired, ServiceError
 from wsisam_service.masks import rle
 from wsisam_service.masks.geojson import Classification, Placement, checked_classification
-from wsisam_service.prompts import PromptSpec, RequestFrame, Target, check_inside, judge, plan_view
+from wsisam_service.segmenting.prompts import PromptSpec, RequestFrame, Target, check_inside, judge, plan_view
+from wsisam_service.segmenting.tokens import RefineToken, TokenSigner
 from wsisam_service.slides.catalogue import Slide
-from wsisam_service.tokens import RefineToken, TokenSigner
 from wsisam_service.views import MAX_OUTSIDE, Box, View
 
 Borders = tuple[bool, bool, bool, bool]

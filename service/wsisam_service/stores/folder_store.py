@@ -16,8 +16,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
 
-from wsisam_service.embeddings import Clock, expiry, has_part
 from wsisam_service.jobs import CacheTier
+from wsisam_service.stores.embeddings import Clock, expiry, has_part
 
 _T = TypeVar("_T")
 

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from wsisam_service.breaker import Breaker
-from wsisam_service.embeddings import Claim
 from wsisam_service.jobs import CacheTier
-from wsisam_service.redis_urls import check_url, connect
+from wsisam_service.stores.breaker import Breaker
+from wsisam_service.stores.embeddings import Claim
+from wsisam_service.stores.redis_urls import check_url, connect
 
 _T = TypeVar("_T")
 

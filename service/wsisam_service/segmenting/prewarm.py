@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from wsisam_model.config import ModelConfig
 from wsisam_service.errors import EmptyPrompt, InvalidNumber, Overloaded, ServiceError
 from wsisam_service.jobs import Executor, PixelSource, Timings
-from wsisam_service.prompts import Frame, PromptSpec, Units, judge, plan_view, request_frame
+from wsisam_service.segmenting.prompts import Frame, PromptSpec, Units, judge, plan_view, request_frame
 from wsisam_service.slides.catalogue import Slide
 from wsisam_service.views import MAX_OUTSIDE, Box, View, nearest_step, snapped_view, step_mpp
 

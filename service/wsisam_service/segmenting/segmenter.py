@@ -22,13 +22,13 @@ from wsisam_service.jobs import (
     Timings,
 )
 from wsisam_service.masks import geojson, rle
-from wsisam_service.offers import AdaptersOffer, ModelOffer, model_offer, option_warnings, prompt_warnings
-from wsisam_service.plans import Plan, Planner
-from wsisam_service.prompts import Frame, PromptSpec, Units, request_frame
+from wsisam_service.segmenting.offers import AdaptersOffer, ModelOffer, model_offer, option_warnings, prompt_warnings
+from wsisam_service.segmenting.plans import Plan, Planner
+from wsisam_service.segmenting.prompts import Frame, PromptSpec, Units, request_frame
+from wsisam_service.segmenting.slide_views import SlideViews
+from wsisam_service.segmenting.tokens import RefineToken, TokenSigner
 from wsisam_service.settings import Settings
-from wsisam_service.slide_views import SlideViews
 from wsisam_service.slides.catalogue import Slide
-from wsisam_service.tokens import RefineToken, TokenSigner
 from wsisam_service.views import View
 
 MaskFormat = Literal["rle", "geojson", "both"]

@@ -59,7 +59,7 @@ class DecodeItem(Generic[V]):
     multimask: bool = False
     lr_mask: bool = False
     lr_sam: bool = False
-    """SAM's logits of the LR branch too, for a later correction; they cost a fifth of a decode."""
+    """SAM's logits of the LR branch too, for a later correction; they cost a third of a decode."""
 
 
 class Decoded(Protocol):

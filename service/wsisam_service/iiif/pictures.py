@@ -16,7 +16,7 @@ from PIL import Image
 
 from wsisam_service import metrics
 from wsisam_service.errors import Overloaded
-from wsisam_service.iiif import ImageRequest
+from wsisam_service.iiif.addresses import ImageRequest
 from wsisam_service.slides.catalogue import Slide
 from wsisam_service.slides.pixels import read_rectangle
 from wsisam_service.slides.reader import RgbImage

@@ -19,10 +19,7 @@ from starlette.responses import PlainTextResponse, Response
 from wsisam_service.api import problems
 from wsisam_service.api.bodies import JSON_MEDIA_TYPE, json_response
 from wsisam_service.api.middleware import LimitsMiddleware, RequestMiddleware, unless_client_gone
-from wsisam_service.errors import NotReady, Unauthorized, WorkerUnavailable
-from wsisam_service.jobs import Executor, Timings, ViewPixels
-from wsisam_service.settings import Settings
-from wsisam_service.wire import (
+from wsisam_service.cluster.wire import (
     DecodeReply,
     EncodeReply,
     PixelsNeeded,
@@ -31,6 +28,9 @@ from wsisam_service.wire import (
     write_decode_reply,
     write_encode_reply,
 )
+from wsisam_service.errors import NotReady, Unauthorized, WorkerUnavailable
+from wsisam_service.jobs import Executor, Timings, ViewPixels
+from wsisam_service.settings import Settings
 
 
 class SentPixels:

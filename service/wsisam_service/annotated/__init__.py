@@ -1,0 +1,1 @@
+"""Annotated tissue for training and evaluation: read, checked, cut into samples."""

@@ -1,0 +1,1 @@
+"""The IIIF Image API over slides: addresses and the pictures behind them."""

@@ -1,0 +1,1 @@
+"""One request from prompts to outlines (`segmenter`), and what it plans and offers."""

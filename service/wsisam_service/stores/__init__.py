@@ -1,0 +1,1 @@
+"""Where embeddings and refine states are kept, behind one interface (`embeddings`)."""

@@ -1,0 +1,28 @@
+"""Which store a setting names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from wsisam_service.stores.embeddings import EmbeddingStore, MemoryStore, TieredStore
+from wsisam_service.stores.folder_store import FolderStore
+from wsisam_service.stores.redis_store import RedisStore
+
+
+def open_store(
+    spec: str, *, namespace: Literal["emb", "refine"], memory_bytes: int, folder_bytes: int, ttl_s: float | None = None
+) -> TieredStore:
+    """The store that a setting names: "memory", or "folder:PATH" or a URL of Redis with memory in front.
+
+    `namespace` keeps embeddings and refine states apart, each with bounds of its own. Raises `ValueError`.
+    """
+    kind, _, location = spec.partition(":")
+    stores: list[EmbeddingStore] = [MemoryStore(memory_bytes)]
+    if kind == "folder" and location:
+        stores.append(FolderStore(Path(location) / namespace, folder_bytes))
+    elif kind.startswith("redis") and location:
+        stores.append(RedisStore(spec, namespace))
+    elif spec != "memory":
+        raise ValueError('the store is "memory", "folder:PATH" or "redis://HOST:PORT/DB"')
+    return TieredStore(stores, ttl_s=ttl_s)
