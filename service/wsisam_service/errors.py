@@ -90,6 +90,9 @@ class RateLimited(ServiceError): ...
 class WorkerUnavailable(ServiceError): ...
 
 
+class PacsUnavailable(ServiceError): ...
+
+
 class Timeout(ServiceError): ...
 
 
@@ -145,6 +148,7 @@ PROBLEMS: dict[type[Exception], Problem] = {
     Overloaded: Problem("overloaded", 503, "Too busy"),
     RateLimited: Problem("rate-limited", 429, "Too many requests"),
     WorkerUnavailable: Problem("worker-unavailable", 502, "No worker answers"),
+    PacsUnavailable: Problem("pacs-unavailable", 502, "The PACS does not answer as it should"),
     Timeout: Problem("timeout", 504, "The work took too long"),
     NotSupported: Problem("not-supported", 501, "Not offered by this server"),
     NotReady: Problem("not-ready", 503, "Not ready yet"),

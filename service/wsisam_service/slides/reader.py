@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from wsisam_service.dicom.source import DicomSource
+
 RgbImage = npt.NDArray[np.uint8]
 """Pixels, uint8 (height, width, 3), sRGB."""
 
@@ -34,6 +36,7 @@ class SlideInfo:
 
     `levels` finest first. `mpp` is µm per level-0 pixel as the file says, believable or not, None where it says
     nothing. `bounds` is (x, y, width, height) in level 0 of the part that was scanned, where the file names one.
+    `dicom` only for slides that are DICOM.
     """
 
     levels: Sequence[Level]
@@ -41,6 +44,7 @@ class SlideInfo:
     bounds: tuple[int, int, int, int] | None = None
     vendor: str | None = None
     objective_power: float | None = None
+    dicom: DicomSource | None = None
 
 
 class SlideReader(ABC):
