@@ -68,8 +68,8 @@ def running_service(slides: Path, flags: list[str]) -> Iterator[str]:
     command = [sys.executable, "-m", "wsisam_service.cli", "serve", "--slides", str(slides), "--port", "0", *flags]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:  # noqa: S603  # our own command
         try:
-            url = _announced_url(process)
-            _wait_ready(url)
+            url = announced_url(process)
+            wait_ready(url)
             yield url
         finally:
             process.terminate()
@@ -215,7 +215,8 @@ def _milliseconds(action: Callable[[], object]) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
-def _announced_url(process: subprocess.Popen[str]) -> str:
+def announced_url(process: subprocess.Popen[str]) -> str:
+    """Where `wsisam serve` says that it listens; its standard output is a pipe."""
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("listening on "):
@@ -223,7 +224,8 @@ def _announced_url(process: subprocess.Popen[str]) -> str:
     raise RuntimeError("the service ended before it listened")
 
 
-def _wait_ready(url: str) -> None:
+def wait_ready(url: str) -> None:
+    """Return once `/readyz` says yes. Raises `RuntimeError` after three minutes."""
     deadline = time.monotonic() + READY_TIMEOUT_S
     while time.monotonic() < deadline:
         with suppress(httpx.TransportError):
