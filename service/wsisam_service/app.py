@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
-from wsisam_service.api import health, iiif, image, openapi, page, prewarm, problems, sam, segment, slides
+from wsisam_service.api import cache, health, iiif, image, openapi, page, prewarm, problems, sam, segment, slides
 from wsisam_service.api.deps import Services
 from wsisam_service.api.middleware import LimitsMiddleware, RequestMiddleware
 from wsisam_service.iiif.pictures import Pictures
@@ -53,7 +53,7 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.services = Services(settings, catalogue, executor, Segmenter(executor, settings), encodes)
-    for routes in (slides, segment, prewarm, image, health):
+    for routes in (slides, cache, segment, prewarm, image, health):
         app.include_router(routes.router)
     iiif.install(app, pictures)
     page.install(app, page.PAGE_FOLDER)

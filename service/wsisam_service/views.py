@@ -127,6 +127,11 @@ class View:
         return f"{prefix}:{fingerprint}:{self.k}:{self.cx}:{self.cy}"
 
 
+def slide_part(key: str) -> str:
+    """The slide's part of a view key: its fingerprint, or what hides it."""
+    return key.rsplit(":", 4)[1]
+
+
 def snapped_view(centre: tuple[float, float], k: int, side: int, slide_mpp: float, *, lone_point: bool) -> View:
     """The view at step `k` whose centre is nearest to `centre` (level 0) on the grid.
 

@@ -29,6 +29,10 @@ class SlidesAnswer(BaseModel):
     next: str | None = Field(description="Cursor of the next page.")
 
 
+class PurgeAnswer(BaseModel):
+    views: int = Field(description="Embeddings forgotten, in the tier that had most of them.")
+
+
 class LevelAnswer(BaseModel):
     width: int
     height: int

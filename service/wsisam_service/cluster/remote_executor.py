@@ -105,7 +105,7 @@ class RemoteExecutor:
         return missing
 
     async def purge(self, fingerprint: str) -> int:
-        """See `jobs.Executor`. Reaches the shared store and one worker's memory; the others forget by themselves."""
+        """See `jobs.Executor`. Reaches one worker and the shared store, through which the other workers hear of it."""
         response = await self._call("DELETE", f"/v1/slides/{fingerprint}", fingerprint, b"")
         return int(response.json()["purged"])
 

@@ -38,6 +38,9 @@ from wsisam_service.jobs import (
 )
 from wsisam_service.stores.embeddings import TieredStore
 
+PURGE_POLL_S = 5.0
+"""Between looks for slides that other processes on the same store have purged."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
@@ -88,7 +91,9 @@ class LocalExecutor(Generic[E, V]):
         self._views = ViewLoader(
             self._backends, store, self._cache, self._batcher, loads=self._loads, encodes=self._encodes, pool=self._pool
         )
+        self._store = store
         self._refine = RefineStates(refine_store)
+        self._following: asyncio.Task[None] | None = None
         # One request must not fill the encoder's queue: at two views a pair it takes a quarter of it.
         self._new_pairs_at_once = max(1, max_encodes // 8)
         # A prewarm keeps the encoder busy but lets a click's views in after few of its own.
@@ -149,8 +154,10 @@ class LocalExecutor(Generic[E, V]):
         return [key for key in views if await self._views.find(key) is None]
 
     async def purge(self, fingerprint: str) -> int:
-        """See `jobs.Executor`."""
-        return await self._views.purge(fingerprint)
+        """See `jobs.Executor`. Other processes on the same shared store follow within `PURGE_POLL_S`."""
+        gone = await self._forget(fingerprint)
+        await self._store.announce_purge(fingerprint)
+        return gone
 
     async def info(self) -> Mapping[str, Any]:
         """See `jobs.Executor`."""
@@ -180,15 +187,31 @@ class LocalExecutor(Generic[E, V]):
             await asyncio.wrap_future(decoding)
         for lane in (self._encodes, self._decodes):
             lane.seconds_per_item = 0.0  # the first call is no measure of those to come
+        if self._store.shared and self._following is None:
+            self._following = asyncio.create_task(self._follow_purges())
         self._warm = True
 
     async def aclose(self) -> None:
         """Finish what runs and what is being stored, refuse the rest, and end the threads."""
         self._warm = False
+        if self._following is not None:
+            self._following.cancel()
         await asyncio.to_thread(self._batcher.close)
         await self._views.aclose()
         await self._refine.aclose()
         self._pool.shutdown()
+
+    async def _forget(self, fingerprint: str) -> int:
+        gone = await self._views.forget(fingerprint)
+        await self._refine.forget(fingerprint)
+        return gone
+
+    async def _follow_purges(self) -> None:
+        """Forget here too what another process has purged."""
+        while True:
+            await asyncio.sleep(PURGE_POLL_S)
+            for fingerprint in await self._store.purges_elsewhere():
+                await self._forget(fingerprint)
 
     def _pair_of(self, job: DecodeJob) -> _Pair:
         if job.adapters not in (DEFAULT_ADAPTERS, NO_ADAPTERS):

@@ -16,6 +16,7 @@ from safetensors.numpy import load, save
 from wsisam_model.prompts import Prompt
 from wsisam_service.errors import InvalidRequest, RefineExpired
 from wsisam_service.stores.embeddings import TieredStore
+from wsisam_service.views import slide_part
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +78,9 @@ class RefineState:
 
 
 class RefineStates:
-    """Refine states under random ids, in a store of their own bound so that they never push out embeddings."""
+    """Refine states under ids of the slide and a random number, in a store of their own bound so that they never push
+    out embeddings.
+    """
 
     def __init__(self, store: TieredStore) -> None:
         self._store = store
@@ -86,7 +89,7 @@ class RefineStates:
 
     def keep(self, state: RefineState) -> str:
         """The new id of a state, which works at once; rounding and storing happen behind the caller's back."""
-        refine_id = secrets.token_hex(16)
+        refine_id = f"{slide_part(state.hr)}:{secrets.token_hex(16)}"
         if len(self._pending) >= MAX_PENDING:
             _log.warning("the store of refine states is too slow; an answer cannot be refined")
             return refine_id
@@ -108,6 +111,11 @@ class RefineStates:
             return RefineState.from_bytes(hit.blob)
         except ValueError as error:
             raise RefineExpired("what the refine token stands for was lost; send the whole prompt") from error
+
+    async def forget(self, fingerprint: str) -> None:
+        """Forget the states of a slide, in every tier."""
+        await asyncio.gather(*self._writes)
+        await self._store.delete_matching(fingerprint)
 
     async def aclose(self) -> None:
         await asyncio.gather(*self._writes)

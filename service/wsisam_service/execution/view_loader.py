@@ -15,7 +15,7 @@ from wsisam_service.execution.backend import Backend, E, V
 from wsisam_service.execution.batcher import Batcher, Lane
 from wsisam_service.execution.device_cache import DeviceCache, ReadyView
 from wsisam_service.jobs import CacheTier, PixelSource, Timings, ViewPixels
-from wsisam_service.stores.embeddings import Claim, Hit, TieredStore
+from wsisam_service.stores.embeddings import Claim, Hit, TieredStore, has_part
 
 _log = logging.getLogger(__name__)
 
@@ -105,8 +105,10 @@ class ViewLoader(Generic[E, V]):
         backend_of(self._backends, key)
         return "l1" if self._at_hand(key) is not None else await self._store.tier_of(key)
 
-    async def purge(self, fingerprint: str) -> int:
+    async def forget(self, fingerprint: str) -> int:
         """Forget the views of a slide in every tier; how many there were in the tier with most of them."""
+        flights = [flight.task for key, flight in self._flights.items() if has_part(key, fingerprint) and flight.task]
+        await asyncio.gather(*flights, return_exceptions=True)  # what is being encoded would be stored afterwards
         await self._settle()
         dropped = self._cache.drop_matching(fingerprint)
         return max(dropped, await self._store.delete_matching(fingerprint))

@@ -31,8 +31,11 @@ _VERSION = "1"
 
 @dataclass(frozen=True, slots=True)
 class EncodedPicture:
+    """`fingerprint` is that of the slide it shows."""
+
     content: bytes
     media_type: str
+    fingerprint: str
 
 
 class Pictures:
@@ -68,6 +71,13 @@ class Pictures:
         self._keep(etag, picture)
         return picture
 
+    def forget(self, fingerprint: str) -> None:
+        """Forget the pictures of a slide."""
+        with self._lock:
+            for etag in [etag for etag, picture in self._held.items() if picture.fingerprint == fingerprint]:
+                self._bytes -= len(self._held.pop(etag).content)
+            metrics.CACHE_BYTES.labels("iiif").set(self._bytes)
+
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -102,7 +112,7 @@ def _draw(slide: Slide, request: ImageRequest) -> EncodedPicture:
         image.save(buffer, "JPEG", quality=JPEG_QUALITY)
     else:
         image.save(buffer, "PNG", compress_level=1)
-    return EncodedPicture(buffer.getvalue(), MEDIA_TYPES[request.format])
+    return EncodedPicture(buffer.getvalue(), MEDIA_TYPES[request.format], slide.fingerprint)
 
 
 def _read(slide: Slide, request: ImageRequest) -> RgbImage:

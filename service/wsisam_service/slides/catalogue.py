@@ -150,6 +150,13 @@ class Catalogue:
             slides = [listed for listed in threads.map(self._listed, page) if listed is not None]
         return SlidePage(slides, _encode_cursor(page[-1].order) if len(rest) > len(page) else None)
 
+    def drop_tiles(self, slide_id: str) -> None:
+        """Forget decoded pixels of a slide; it stays open."""
+        with self._readers_lock:
+            readers = [reader for (known, _), reader in self._readers.items() if known == slide_id]
+        for reader in readers:
+            reader.drop_tiles()
+
     def rescan(self) -> None:
         """List the roots, unless that was done a moment ago. A root that cannot be listed keeps its slides."""
         with self._scanning:

@@ -44,6 +44,9 @@ class PictureReader(SlideReader):
             region[y0 - y : y1 - y, x0 - x : x1 - x] = picture[y0:y1, x0:x1]
         return region
 
+    def drop_tiles(self) -> None:
+        self._tiles.drop(self._number)
+
     def _open(self) -> Image.Image:
         try:
             return Image.open(stream(self._source), formats=("PNG", "JPEG"))

@@ -73,3 +73,6 @@ class SlideReader(ABC):
 
         White outside the slide; alpha over white. Raises `UnreadableSlide`.
         """
+
+    def drop_tiles(self) -> None:  # noqa: B027  # a reader without a cache has nothing to drop
+        """Forget decoded pixels held in memory."""

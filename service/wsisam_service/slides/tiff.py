@@ -74,6 +74,9 @@ class TiffReader(SlideReader):
             self._pixels.read_into(region[y0 - y : y1 - y, x0 - x : x1 - x], level, x0, y0)
         return region
 
+    def drop_tiles(self) -> None:
+        self._pixels.drop_tiles()
+
 
 class _LevelFrameSlide(TiffSlide):
     """A TiffSlide whose `read_region` takes its location in pixels of the level, free of rounding."""
@@ -123,6 +126,9 @@ class _TilePixels:
         for _ in _DECODERS.map(place, itertools.product(rows, columns)):
             pass
 
+    def drop_tiles(self) -> None:
+        self._tiles.drop(self._number)
+
     def _tile(self, level: int, index: int) -> RgbImage:
         return self._tiles.get((self._number, level, index), lambda: self._decode(self._levels[level], index))
 
@@ -159,6 +165,9 @@ class _MosaicPixels:
         except Exception as error:  # zarr, tifffile and each codec have errors of their own
             raise UnreadableSlide("A part of the slide's image is damaged or missing.") from error
         region[:] = _rgb(pixels.astype(np.uint8, copy=False), ycbcr=False)
+
+    def drop_tiles(self) -> None:
+        """None are held."""
 
 
 def _pixels_of(

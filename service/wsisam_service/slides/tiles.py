@@ -36,6 +36,12 @@ class TileCache:
         """A number for the keys of a newly opened slide."""
         return next(self._numbers)
 
+    def drop(self, number: int) -> None:
+        """Forget the tiles of one reader."""
+        with self._lock:
+            for key in [key for key in self._tiles if key[0] == number]:
+                self._bytes -= self._tiles.pop(key).nbytes
+
     def get(self, key: TileKey, decode: Callable[[], npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
         """The tile of `key`, decoded with `decode` where it is not held."""
         with self._lock:

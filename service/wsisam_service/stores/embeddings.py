@@ -68,11 +68,19 @@ class Claim(Protocol):
 
 
 @runtime_checkable
-class ClaimingStore(Protocol):
-    """What a store that several processes share also has, so that only one of them makes a blob."""
+class SharedStore(Protocol):
+    """What a store that several processes share also has: only one of them makes a blob, and all hear of purges."""
 
     async def claim(self, key: str) -> bytes | Claim:
         """The right to make the blob of `key`, or the blob that another process has made; waits while one makes it."""
+        ...
+
+    async def announce_purge(self, part: str) -> None:
+        """Tell the other processes that keys with `part` are to be forgotten."""
+        ...
+
+    async def purges_elsewhere(self) -> list[str]:
+        """What other processes have announced since the last call."""
         ...
 
 
@@ -160,9 +168,9 @@ class TieredStore:
             await self._attempt(store, store.put(key, blob, self._ttl_s))
 
     async def claim(self, key: str) -> Hit | Claim | None:
-        """See `ClaimingStore`. None where nobody shares this store, or sharing fails: then whoever asks goes ahead."""
+        """See `SharedStore`. None where nobody shares this store, or sharing fails: then whoever asks goes ahead."""
         for store in self._stores:
-            if isinstance(store, ClaimingStore):
+            if isinstance(store, SharedStore):
                 claimed = await self._attempt(store, store.claim(key))
                 return Hit(claimed, store.tier) if isinstance(claimed, bytes) else claimed
         return None
@@ -178,6 +186,25 @@ class TieredStore:
         """Forget keys with `part` in every tier; how many the tier with most of them had."""
         counts = [await self._attempt(store, store.delete_matching(part)) or 0 for store in self._stores]
         return max(counts, default=0)
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes hold copies of what is in it."""
+        return any(isinstance(store, SharedStore) for store in self._stores)
+
+    async def announce_purge(self, part: str) -> None:
+        """See `SharedStore`."""
+        for store in self._stores:
+            if isinstance(store, SharedStore):
+                await self._attempt(store, store.announce_purge(part))
+
+    async def purges_elsewhere(self) -> list[str]:
+        """See `SharedStore`."""
+        found: list[str] = []
+        for store in self._stores:
+            if isinstance(store, SharedStore):
+                found += await self._attempt(store, store.purges_elsewhere()) or []
+        return found
 
     def sizes(self) -> Mapping[CacheTier, int]:
         """Bytes held by each tier."""

@@ -35,6 +35,9 @@ FIRST_POLL_S, LONGEST_POLL_S = 0.02, 0.25
 SIZE_AGE_S = 10.0
 """Age at which what is known of Redis's memory is asked for again."""
 _ROOT = "wsisam"
+_PURGES = f"{_ROOT}:purges"
+"""A stream of the purges of all processes, for those that hold copies in memory."""
+_MAX_PURGES, _PURGES_LIFE_S = 1000, 24 * 3600
 _SCAN = 1000
 _RELEASE = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) end return 0"
 _EXTEND = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('pexpire', KEYS[1], ARGV[2]) end return 0"
@@ -66,6 +69,8 @@ class RedisStore:
         self._breaker = Breaker(failures=FAILURES, pause_s=PAUSE_S)
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="redis")
         self._connected: Any = None
+        self._name = secrets.token_hex(8)
+        self._heard = "0"  # from the stream's start: what was purged before this process began costs nothing
         self._size_bytes, self._size_known = 0, -SIZE_AGE_S
 
     @property
@@ -97,7 +102,7 @@ class RedisStore:
         return await self._call(delete, timeout_s=None)
 
     async def claim(self, key: str) -> bytes | Claim:
-        """See `embeddings.ClaimingStore`. Waits while another process holds the lock, as long as that one lives."""
+        """See `embeddings.SharedStore`. Waits while another process holds the lock, as long as that one lives."""
         token, pause_s = secrets.token_hex(16), FIRST_POLL_S
         while True:
             blob, taken = await self._call(
@@ -109,6 +114,22 @@ class RedisStore:
                 return _Lock(self, key, token)
             await asyncio.sleep(pause_s)
             pause_s = min(1.5 * pause_s, LONGEST_POLL_S)
+
+    async def announce_purge(self, part: str) -> None:
+        """See `embeddings.SharedStore`."""
+
+        def announce(client: Any) -> None:
+            client.xadd(_PURGES, {"part": part, "by": self._name}, maxlen=_MAX_PURGES)
+            client.expire(_PURGES, _PURGES_LIFE_S)
+
+        await self._call(announce)
+
+    async def purges_elsewhere(self) -> list[str]:
+        """See `embeddings.SharedStore`."""
+        entries = await self._call(lambda client: client.xrange(_PURGES, min=f"({self._heard}"))
+        if entries:
+            self._heard = entries[-1][0].decode()
+        return [entry[b"part"].decode() for _, entry in entries if entry[b"by"].decode() != self._name]
 
     async def extend(self, key: str, token: str) -> None:
         """Let the lock on `key` live on, if it is still the one of `token`."""
