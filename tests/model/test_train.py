@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,22 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(
     np.testing.assert_equal([vars_of(row) for row in second.log], [vars_of(row) for row in whole.log])
     for key, tensor in whole.decoder.adapters.state_dict().items():
         torch.testing.assert_close(second.decoder.adapters.state_dict()[key], tensor, rtol=0, atol=0)
+        torch.testing.assert_close(second.average[key], whole.average[key], rtol=0, atol=0)
+
+
+def test_what_is_kept_is_the_mean_of_the_weights_on_the_way(
+    tmp_path: Path, base: WsiSam, sample: Sample, embedding: Embedding
+) -> None:
+    trainer = make_trainer(tmp_path, base, sample, embedding, replace(QUICK, steps=3))
+    key, seen = "hr.hf_mlp.layers.2.bias", []
+    for step in range(1, 4):
+        trainer.run(until=step)
+        seen.append(trainer.decoder.adapters.state_dict()[key].clone())
+    begin = torch.zeros_like(seen[0])  # that is how the last layer starts
+    expected = begin
+    for step, tensor in enumerate(seen, start=1):
+        expected = torch.lerp(expected, tensor, 10 / (step + 10))
+    torch.testing.assert_close(trainer.average[key], expected)
 
 
 def vars_of(row: object) -> list[float]:

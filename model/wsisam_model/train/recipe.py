@@ -24,6 +24,8 @@ class Recipe:
     warmup: int = 20
     clip: float = 5.0
     """Largest norm of the gradient."""
+    average: float = 0.99
+    """What is saved is the running mean of the weights; this much of it stays at each step. 0 saves the last ones."""
     seed: int = 0
 
     branches: Branches = "both"
@@ -36,9 +38,13 @@ class Recipe:
     boxes: float = 0.4
     """Share of box prompts; the rest are points."""
     box_noise: float = 0.25
-    """Boxes are noisy by up to this, uniformly; a fifth of them is tight."""
+    """Boxes are noisy by up to this, uniformly, but for the tight ones."""
+    tight: float = 0.2
+    """Share of the boxes that are tight."""
     corrected: float = 0.2
     """Share of the point prompts whose last click is put where the answer to the others was wrong."""
+    whole: float = 0.0
+    """Share of the samples whose loss is over the whole view instead of a window around the object."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1)

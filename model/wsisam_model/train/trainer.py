@@ -21,7 +21,7 @@ from wsisam_model.embedding import Embedding
 from wsisam_model.prompt_encoder import GRID
 from wsisam_model.prompts import MASK_SIDE, Prompt
 from wsisam_model.train import draws
-from wsisam_model.train.forward import CELL, Query, TrainingDecoder, Window
+from wsisam_model.train.forward import CELL, WHOLE, Query, TrainingDecoder, Window
 from wsisam_model.train.losses import mask_loss
 from wsisam_model.train.recipe import Recipe
 from wsisam_model.train.samples import Pixels, Sample
@@ -49,7 +49,9 @@ class StepLog:
 
 
 class Trainer:
-    """Trains `decoder.adapters` in place on `samples`. Writes `checkpoint.pt` and `log.csv` into `folder`."""
+    """Trains `decoder.adapters` in place on `samples`; `average` is the state to keep. Writes `checkpoint.pt` and
+    `log.csv` into `folder`.
+    """
 
     def __init__(
         self,
@@ -71,6 +73,7 @@ class Trainer:
             self._rates.append(rate)
             groups.append({"params": parameters, "lr": rate})
         self.optimiser = torch.optim.AdamW(groups, weight_decay=0.0)
+        self.average = {key: tensor.detach().clone() for key, tensor in decoder.adapters.state_dict().items()}
         folder.mkdir(parents=True, exist_ok=True)
 
     def run(self, progress: Callable[[StepLog], None] = lambda row: None, *, until: int | None = None) -> None:
@@ -89,6 +92,7 @@ class Trainer:
             "step": self.step,
             "recipe": self.recipe.to_json(),
             "adapters": self.decoder.adapters.state_dict(),
+            "average": self.average,
             "optimiser": self.optimiser.state_dict(),
             "log": [asdict(row) for row in self.log],
         }
@@ -109,6 +113,7 @@ class Trainer:
         if state["recipe"] != self.recipe.to_json():
             raise ValueError(f"{path.name} was made by another recipe; start in another folder")
         self.decoder.adapters.load_state_dict(state["adapters"])
+        self.average = state["average"]
         self.optimiser.load_state_dict(state["optimiser"])
         self.step = state["step"]
         self.log = [StepLog(**row) for row in state["log"]]
@@ -133,6 +138,7 @@ class Trainer:
         torch.nn.utils.clip_grad_norm_(parameters, self.recipe.clip)
         self.optimiser.step()
         self.step += 1
+        self._follow()
         boxes = torch.tensor([query.prompt.box is not None for query in queries])
         values = losses.detach().cpu()
         return StepLog(
@@ -143,6 +149,12 @@ class Trainer:
             self.recipe.learning_rate * scale,
         )
 
+    def _follow(self) -> None:
+        """The running mean one step on. Young, it follows fast, so that where training began is soon forgotten."""
+        keep = min(self.recipe.average, self.step / (self.step + 10))
+        for key, tensor in self.decoder.adapters.state_dict().items():
+            self.average[key].lerp_(tensor, 1 - keep)
+
     def _schedule(self) -> float:
         """Linear warm-up, then a cosine down to nothing."""
         warm = min(1.0, (self.step + 1) / max(1, self.recipe.warmup))
@@ -151,7 +163,7 @@ class Trainer:
     def _queries(self, sample: Sample, rng: np.random.Generator) -> list[tuple[Query, Tensor]]:
         hr = self.embed(sample.hr)
         lr = None if self.recipe.branches == "hr" else self.embed(sample.lr)
-        window = window_around(sample, rng)
+        window = WHOLE if rng.random() < self.recipe.whole else window_around(sample, rng)
         truth = torch.from_numpy(draws.low_resolution(sample.mask)[window.pixels]).to(self.decoder.position)
         pairs = []
         for _ in range(self.recipe.prompts_per_sample):
@@ -171,7 +183,7 @@ class Trainer:
     def _prompt(self, sample: Sample, hr: Embedding, lr: Embedding | None, rng: np.random.Generator) -> Prompt:
         recipe = self.recipe
         if rng.random() < recipe.boxes:
-            noise = 0.0 if rng.random() < 0.2 else float(rng.uniform(0, recipe.box_noise))
+            noise = 0.0 if rng.random() < recipe.tight else float(rng.uniform(0, recipe.box_noise))
             return Prompt(box=draws.noisy_box(draws.tight_box(sample.mask), noise, rng))
         count = int(rng.choice(POINT_COUNTS))
         negatives = int(rng.integers(1, 4)) if rng.random() < 0.4 else 0

@@ -72,6 +72,7 @@ def run(options: argparse.Namespace) -> int:
         "data": ", ".join(sorted({tissue.image.group_name for tissue in dataset.tissues})),
         "licence": options.licence,
     }
+    adapters.load_state_dict(trainer.average)
     state = finished_state(adapters)
     save_adapters(options.output, state, **about)
     trained = load_model(settings.model, adapters=options.output, **model)
