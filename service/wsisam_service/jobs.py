@@ -43,6 +43,7 @@ class DecodeJob:
     `lr` is None where there is no wider view (frozen model alone, or a picture without a slide behind it).
     `refine_from` names the state of an earlier answer whose prompt and logits this one continues. Answers that nobody
     will correct keep no state where `refinable` is False. `stability_offset` (logits) asks for each mask's stability.
+    A job to `recall` decodes nothing: its result is the first mask of the very answer that `refine_from` names.
     """
 
     hr: str
@@ -54,6 +55,7 @@ class DecodeJob:
     refine_from: str | None = None
     refinable: bool = True
     stability_offset: float | None = None
+    recall: bool = False
 
 
 @dataclass(frozen=True, slots=True)

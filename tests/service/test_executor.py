@@ -491,6 +491,17 @@ async def test_refining_adds_points_and_feeds_the_earlier_logits_back(rig: Rig) 
     assert (merged.box, merged.points, merged.labels) == (more.box, click.points + more.points, (0, 1))
 
 
+async def test_a_recalled_answer_is_the_one_given_and_decodes_nothing(rig: Rig) -> None:
+    given = await rig.one(job())
+    await until(lambda: not rig.executor._refine._pending)
+    decoded = len(rig.model.decoded)
+    recalled = await rig.one(job(prompt=Prompt(), refine_from=given.refine_id, recall=True))
+    assert recalled.masks == given.masks[:1]
+    assert len(rig.model.decoded) == decoded
+    (elsewhere,) = await rig.decode(job(*views(0), refine_from=given.refine_id, recall=True))
+    assert isinstance(elsewhere, RefineExpired)
+
+
 async def test_a_refine_state_belongs_to_its_view_and_expires(rig: Rig) -> None:
     first = await rig.one(job())
     (elsewhere,) = await rig.decode(job(*views(0), refine_from=first.refine_id))

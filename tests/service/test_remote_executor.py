@@ -110,6 +110,7 @@ def test_a_decode_call_arrives_as_it_was_sent() -> None:
             refine_from="abc",
             refinable=False,
             stability_offset=1.0,
+            recall=True,
         ),
     ]
     pixels = {HR: np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)}
@@ -117,7 +118,8 @@ def test_a_decode_call_arrives_as_it_was_sent() -> None:
     assert np.array_equal(arrived.pixels[HR], pixels[HR])
     assert arrived.jobs[0].prompt.box == BOX.box
     second = arrived.jobs[1]
-    for name in ("hr", "lr", "adapters", "multimask", "lr_mask", "refine_from", "refinable", "stability_offset"):
+    names = ("hr", "lr", "adapters", "multimask", "lr_mask", "refine_from", "refinable", "stability_offset", "recall")
+    for name in names:
         assert getattr(second, name) == getattr(jobs[1], name)
     assert (second.prompt.points, second.prompt.labels) == (((1.5, 2.0), (3.0, 4.25)), (1, 0))
     assert second.prompt.mask_hr is not None

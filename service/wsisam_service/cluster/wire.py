@@ -198,6 +198,7 @@ def _job_words(index: int, job: DecodeJob, arrays: Arrays) -> dict[str, Any]:
         "refine_from": job.refine_from,
         "refinable": job.refinable,
         "stability_offset": job.stability_offset,
+        "recall": job.recall,
     }
 
 
@@ -219,6 +220,7 @@ def _job(index: int, words: Mapping[str, Any], arrays: Arrays) -> DecodeJob:
         refine_from=words["refine_from"],
         refinable=bool(words["refinable"]),
         stability_offset=words["stability_offset"],
+        recall=bool(words.get("recall", False)),
     )
 
 

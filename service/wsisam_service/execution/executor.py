@@ -20,11 +20,11 @@ import numpy as np
 
 from wsisam_model.prompts import Prompt
 from wsisam_service import metrics
-from wsisam_service.errors import Overloaded, ServiceError, UnknownModel
+from wsisam_service.errors import Overloaded, RefineExpired, ServiceError, UnknownModel
 from wsisam_service.execution.backend import Backend, Decoded, DecodeItem, E, V
 from wsisam_service.execution.batcher import Answer, Batcher, Lane
 from wsisam_service.execution.device_cache import DeviceCache, ReadyView
-from wsisam_service.execution.postprocess import draw
+from wsisam_service.execution.postprocess import draw, touched_borders
 from wsisam_service.execution.refine import RefineState, RefineStates
 from wsisam_service.execution.view_loader import ViewLoader, backend_of, encode_lane, load_lane
 from wsisam_service.jobs import (
@@ -36,6 +36,7 @@ from wsisam_service.jobs import (
     PixelSource,
     Timings,
 )
+from wsisam_service.masks import rle
 from wsisam_service.stores.embeddings import TieredStore
 
 PURGE_POLL_S = 5.0
@@ -112,8 +113,11 @@ class LocalExecutor(Generic[E, V]):
         by_pair: dict[_Pair, list[int]] = {}
         for index, job in enumerate(jobs):
             try:
-                by_pair.setdefault(self._pair_of(job), []).append(index)
-            except UnknownModel as error:
+                if job.recall:
+                    results[index] = await self._recalled(job)
+                else:
+                    by_pair.setdefault(self._pair_of(job), []).append(index)
+            except ServiceError as error:
                 results[index] = error
         gate = asyncio.Semaphore(self._new_pairs_at_once)
 
@@ -301,6 +305,15 @@ class LocalExecutor(Generic[E, V]):
             lr_sam=job.refinable and job.refine_from is not None and lr is not None,
         )
 
+    async def _recalled(self, job: DecodeJob) -> DecodeResult:
+        """The answer that a token stands for, as it was given. Raises `RefineExpired`."""
+        assert job.refine_from is not None
+        state = await self._refine.load(job.refine_from)
+        if state.hr != job.hr:
+            raise RefineExpired("the refine token is of another view")
+        touches = touched_borders(rle.decode(state.answer.mask))
+        return DecodeResult([state.answer], touches, None, job.refine_from, "l1", None)
+
     async def _answer(
         self,
         job: DecodeJob,
@@ -321,7 +334,8 @@ class LocalExecutor(Generic[E, V]):
             self._pool, drawing, backend, answer.result, hr.ready.view_size
         )
         timings.span("mask", started, time.perf_counter())
-        state = RefineState(job.hr, item.prompt, answer.result.sam_logits_hr, answer.result.sam_logits_lr)
+        logits = answer.result.sam_logits_hr, answer.result.sam_logits_lr
+        state = RefineState(job.hr, item.prompt, *logits, drawn.masks[0])
         return DecodeResult(
             masks=drawn.masks,
             touches=drawn.touches,

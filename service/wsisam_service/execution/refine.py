@@ -1,4 +1,6 @@
-"""What is kept of an answer so that more clicks can correct it: the prompt, and SAM's logits of both branches."""
+"""What is kept of an answer so that more clicks can correct it: the prompt, and SAM's logits of both branches; and the
+answer itself, for who wants to keep what was shown.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +17,7 @@ from safetensors.numpy import load, save
 
 from wsisam_model.prompts import Prompt
 from wsisam_service.errors import InvalidRequest, RefineExpired
+from wsisam_service.jobs import DecodedMask, Rle
 from wsisam_service.stores.embeddings import TieredStore
 from wsisam_service.views import slide_part
 
@@ -28,17 +31,24 @@ MAX_PENDING = 512
 class RefineState:
     """An answer's prompt (in pixels of the HR view with key `hr`) and SAM's logits (256, 256) of each branch.
 
-    The LR logits are None where the LR branch made no mask.
+    The LR logits are None where the LR branch made no mask. `answer` is the mask that was given to the client.
     """
 
     hr: str
     prompt: Prompt
     logits_hr: npt.NDArray[np.float32]
     logits_lr: npt.NDArray[np.float32] | None
+    answer: DecodedMask
 
     def to_bytes(self) -> bytes:
         """A safetensors blob, logits in fp16 (131 kB each); an earlier mask prompt is not kept, the logits hold it."""
-        words = {"hr": self.hr, "box": self.prompt.box, "points": self.prompt.points, "labels": self.prompt.labels}
+        words = {
+            "hr": self.hr,
+            "box": self.prompt.box,
+            "points": self.prompt.points,
+            "labels": self.prompt.labels,
+            "answer": (self.answer.mask.size, self.answer.mask.counts, self.answer.predicted_iou),
+        }
         tensors: dict[str, npt.NDArray[np.float16] | npt.NDArray[np.uint8]] = {
             "prompt": np.frombuffer(json.dumps(words).encode(), dtype=np.uint8),
             "logits_hr": self.logits_hr.astype(np.float16),
@@ -59,7 +69,9 @@ class RefineState:
                 labels=tuple(words["labels"]),
             )
             lr = tensors["logits_lr"].astype(np.float32) if "logits_lr" in tensors else None
-            return cls(words["hr"], prompt, tensors["logits_hr"].astype(np.float32), lr)
+            size, counts, predicted_iou = words["answer"]
+            answer = DecodedMask(Rle(tuple(size), counts), predicted_iou)
+            return cls(words["hr"], prompt, tensors["logits_hr"].astype(np.float32), lr, answer)
         except (SafetensorError, KeyError, TypeError) as error:
             raise ValueError("a damaged refine state") from error
 
