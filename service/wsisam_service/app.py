@@ -6,9 +6,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 
+from wsisam_service.access.opening import open_gate
+from wsisam_service.access.path_keys import KeyInPath
+from wsisam_service.access.shares import Shares
+from wsisam_service.access.visible import VisibleSlides
 from wsisam_service.api import cache, health, iiif, image, openapi, page, prewarm, problems, sam, segment, slides
+from wsisam_service.api.admission import Admission, admit
 from wsisam_service.api.deps import Services
 from wsisam_service.api.middleware import LimitsMiddleware, RequestMiddleware
 from wsisam_service.iiif.pictures import Pictures
@@ -29,10 +34,12 @@ def create_app(
     """The application over `catalogue` and `executor`, which it warms up at start and closes at the end.
 
     `install_weights` serves weights that a client registers under /sam, None where they are refused.
+    Raises `KeyFileError` for API keys that cannot be read.
     """
 
     encodes = BackgroundEncodes(executor)
     pictures = Pictures(settings.iiif_cache_bytes)
+    gate = open_gate(settings.keys)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -41,6 +48,7 @@ def create_app(
             yield
         finally:
             pictures.close()
+            await gate.aclose()
             await encodes.aclose()
             await executor.aclose()
 
@@ -49,10 +57,15 @@ def create_app(
         description=DESCRIPTION,
         version=version("wsisam"),
         lifespan=lifespan,
-        redoc_url=None,
+        openapi_url=None,  # and so no docs either: openapi.install serves both, to callers that may see them
         redirect_slashes=False,
+        dependencies=[Depends(admit)],
     )
-    app.state.services = Services(settings, catalogue, executor, Segmenter(executor, settings), encodes)
+    nobody = VisibleSlides(catalogue, None)
+    app.state.admission = Admission(
+        gate, Shares(per_minute=settings.identity_requests_per_minute, work=settings.identity_work)
+    )
+    app.state.services = Services(settings, nobody, executor, Segmenter(executor, settings), encodes)
     for routes in (slides, cache, segment, prewarm, image, health):
         app.include_router(routes.router)
     iiif.install(app, pictures)
@@ -67,4 +80,5 @@ def create_app(
         longer_s=sam.longer_timeouts(settings),
     )
     app.add_middleware(RequestMiddleware)
+    app.add_middleware(KeyInPath)
     return app

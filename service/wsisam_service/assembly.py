@@ -10,6 +10,7 @@ from typing import Any, Literal
 from fastapi import FastAPI
 
 from wsisam_service import metrics
+from wsisam_service.access.keys import KeyFileError
 from wsisam_service.app import create_app
 from wsisam_service.cluster.remote_executor import RemoteExecutor
 from wsisam_service.cluster.worker import create_worker
@@ -53,7 +54,11 @@ def build_service(settings: Settings) -> Service:
         local = build_executor(settings, backend)
         executor, notes, install_weights = local, notes_of(backend), weights_installer(settings, local)
     catalogue = Catalogue(settings.slides, tile_cache_bytes=settings.tile_cache_bytes, open_slides=settings.open_slides)
-    return Service(create_app(settings, catalogue, executor, install_weights), notes)
+    try:
+        app = create_app(settings, catalogue, executor, install_weights)
+    except KeyFileError as error:
+        raise SettingsError(f"setting keys: {error}") from error
+    return Service(app, notes)
 
 
 def build_worker(settings: Settings) -> Service:
@@ -88,7 +93,7 @@ def load_backend(settings: Settings) -> PredictorBackend:
     )
     if predictor.device.startswith("cuda"):
         _watch_device_memory(predictor.device)
-    return PredictorBackend(predictor)
+    return PredictorBackend(predictor, settings.store_format)
 
 
 def _watch_device_memory(device: str) -> None:

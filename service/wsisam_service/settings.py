@@ -43,7 +43,17 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     insecure: bool = False
-    """Listen beyond loopback although nothing authenticates the callers."""
+    """Listen beyond loopback although nobody is asked who they are, because something in front of the service asks."""
+
+    keys: Path | None = None
+    """File of API keys, which `wsisam key new` writes; with it every caller is asked who they are."""
+    identity_requests_per_minute: int = Field(6000, ge=0)
+    """Requests of one identity; a viewer asks for some 50 tiles at a time. 0 is no limit."""
+    identity_work: int = Field(3, ge=1)
+    """Requests of one identity for the model that are under way at a time. One takes up to a quarter of the queues, so
+    that with three of them the next caller's click is still let in."""
+    token: SecretStr = SecretStr("")
+    """Key or access token that `segment --url` and `precompute` send to the server."""
 
     model: str = "lite_medsam"
     adapters: str = "default"

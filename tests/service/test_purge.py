@@ -102,13 +102,14 @@ async def test_a_slide_goes_from_every_tier_and_alone(
 
 async def test_decoded_tiles_and_tiles_for_viewers_go_too(two_slides: Path) -> None:
     settings = Settings(slides=(str(two_slides),))
-    app = create_app(settings, Catalogue(settings.slides), NumpyExecutor())
+    catalogue = Catalogue(settings.slides)
+    app = create_app(settings, catalogue, NumpyExecutor())
     async with served(app) as client:
         purged, kept = await id_of(client, "purged"), await id_of(client, "kept")
         for slide in (purged, kept):
             answer = await client.get(f"/v1/slides/{slide}/iiif/0,0,512,512/512,/0/default.jpg")
             assert answer.status_code == 200
-        tiles, pictures = app.state.services.catalogue._tiles, app.state.iiif_pictures
+        tiles, pictures = catalogue._tiles, app.state.iiif_pictures
         held, drawn = tiles.nbytes, pictures._bytes
         assert (await client.delete(f"/v1/slides/{purged}/cache")).status_code == 200
         assert 0 < tiles.nbytes == sum(tile.nbytes for tile in tiles._tiles.values()) < held

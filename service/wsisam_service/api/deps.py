@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from fastapi import Depends
 from starlette.requests import Request
 
+from wsisam_service.access.identity import identity_of
+from wsisam_service.access.visible import VisibleSlides
 from wsisam_service.jobs import Executor
 from wsisam_service.segmenting.prewarm import BackgroundEncodes
 from wsisam_service.segmenting.segmenter import Segmenter
 from wsisam_service.settings import Settings
-from wsisam_service.slides.catalogue import Catalogue
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
     settings: Settings
-    catalogue: Catalogue
+    catalogue: VisibleSlides
     executor: Executor
     segmenter: Segmenter
     encodes: BackgroundEncodes
 
 
 def services_of(request: Request) -> Services:
+    """The service's parts, with the slides that the request's caller sees and no others."""
     services: Services = request.app.state.services
-    return services
+    return replace(services, catalogue=services.catalogue.seen_by(identity_of(request.scope)))
 
 
 ServicesDep = Annotated[Services, Depends(services_of)]

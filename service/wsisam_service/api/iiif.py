@@ -12,6 +12,7 @@ from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from wsisam_service.access.path_keys import base_path_of
 from wsisam_service.api.bodies import JSON_MEDIA_TYPE, described_problems, json_response
 from wsisam_service.api.deps import ServicesDep
 from wsisam_service.api.middleware import unless_client_gone
@@ -128,8 +129,11 @@ def _profile_link() -> dict[str, str]:
 
 
 def _identifier(request: Request) -> str:
-    """The absolute URI asked for, as the client wrote it: behind a proxy that strips a prefix, with that prefix."""
+    """The absolute URI asked for, as the client wrote it: with its key in the path, and behind a proxy that strips a
+    prefix with that prefix.
+    """
     prefix = request.headers.get(PREFIX_HEADER, "").rstrip("/")
     url = request.url
-    path = f"{prefix}{url.path}" if _PREFIX.fullmatch(prefix) else url.path
+    path = base_path_of(request.scope) + url.path
+    path = f"{prefix}{path}" if _PREFIX.fullmatch(prefix) else path
     return str(url.replace(path=path, query="", fragment=""))

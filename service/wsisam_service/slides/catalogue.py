@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -96,6 +97,10 @@ class _Entry:
     problem: ServiceError | None = None
     problem_s: float = 0.0
 
+    def lies_in(self, roots: AbstractSet[str] | None) -> bool:
+        """Whether the file's root is one of `roots`; None is all."""
+        return roots is None or self.file.root.identity in roots
+
     @property
     def order(self) -> tuple[str, str]:
         return self.file.name.casefold(), self.id
@@ -126,10 +131,19 @@ class Catalogue:
         """Whether every root can be listed now."""
         return all(root.readable() for root in self._roots)
 
-    def get(self, slide_id: str) -> Slide:
-        """The slide of `slide_id` as its file is now. Raises `UnknownSlide`, `UnreadableSlide`, `NotBrightfield`."""
-        if slide_id not in self._entries:
+    @property
+    def root_names(self) -> Sequence[str]:
+        """What the roots are called, in the order given."""
+        return [root.identity for root in self._roots]
+
+    def get(self, slide_id: str, roots: AbstractSet[str] | None = None) -> Slide:
+        """The slide of `slide_id` as its file is now, if it lies in a root named in `roots` (None: any). Raises
+        `UnknownSlide`, also after the same time for one in another root, `UnreadableSlide`, `NotBrightfield`.
+        """
+        if self._entry(slide_id, roots) is None:
             self.rescan()
+        if self._entry(slide_id, roots) is None:
+            raise UnknownSlide("There is no slide with this id.")
         entry = self._current(slide_id)
         with entry.lock:
             if entry.problem is not None and self._clock() - entry.problem_s < PROBLEM_S:
@@ -138,12 +152,17 @@ class Catalogue:
                 entry.slide = self._open(entry)
             return entry.slide
 
-    def list(self, q: str = "", limit: int = 100, cursor: str | None = None) -> SlidePage:
-        """Slides whose names contain `q` in any case, by name, from `cursor` on. Raises `InvalidRequest`."""
+    def list(
+        self, q: str = "", limit: int = 100, cursor: str | None = None, roots: AbstractSet[str] | None = None
+    ) -> SlidePage:
+        """Slides whose names contain `q` in any case, by name, from `cursor` on; those of the roots named in `roots`,
+        of all with None. Raises `InvalidRequest`.
+        """
         after = None if cursor is None else _decode_cursor(cursor)
         self.rescan()
         wanted = q.casefold()
-        entries = sorted((e for e in self._entries.values() if wanted in e.file.name.casefold()), key=lambda e: e.order)
+        seen = (entry for entry in self._entries.values() if entry.lies_in(roots))
+        entries = sorted((entry for entry in seen if wanted in entry.file.name.casefold()), key=lambda e: e.order)
         rest = [entry for entry in entries if after is None or entry.order > after]
         page = rest[: max(1, limit)]
         with ThreadPoolExecutor(LISTING_THREADS, thread_name_prefix="listing") as threads:
@@ -183,6 +202,10 @@ class Catalogue:
         except OSError:
             return {slide_id: entry for slide_id, entry in self._entries.items() if entry.file.root is root}
         return found
+
+    def _entry(self, slide_id: str, roots: AbstractSet[str] | None) -> _Entry | None:
+        entry = self._entries.get(slide_id)
+        return entry if entry is not None and entry.lies_in(roots) else None
 
     def _current(self, slide_id: str) -> _Entry:
         """The entry of `slide_id`, renewed where its file has changed. Raises `UnknownSlide`."""

@@ -1,0 +1,34 @@
+"""The slides that one identity sees: those of its roots. Others answer as slides that do not exist."""
+
+from __future__ import annotations
+
+from wsisam_service.access.identity import Identity
+from wsisam_service.slides.catalogue import Catalogue, Slide, SlidePage
+
+
+class VisibleSlides:
+    """A catalogue as `identity` sees it; nobody sees nothing."""
+
+    def __init__(self, catalogue: Catalogue, identity: Identity | None) -> None:
+        self._catalogue = catalogue
+        self._roots = frozenset[str]() if identity is None else identity.roots
+
+    def seen_by(self, identity: Identity | None) -> VisibleSlides:
+        """The same catalogue for somebody else."""
+        return VisibleSlides(self._catalogue, identity)
+
+    def get(self, slide_id: str) -> Slide:
+        """See `Catalogue.get`."""
+        return self._catalogue.get(slide_id, self._roots)
+
+    def list(self, q: str = "", limit: int = 100, cursor: str | None = None) -> SlidePage:
+        """See `Catalogue.list`."""
+        return self._catalogue.list(q, limit, cursor, self._roots)
+
+    def drop_tiles(self, slide_id: str) -> None:
+        """See `Catalogue.drop_tiles`; for a slide that `get` gave."""
+        self._catalogue.drop_tiles(slide_id)
+
+    def readable(self) -> bool:
+        """Whether every root can be listed now, also those that the identity does not see."""
+        return self._catalogue.readable()

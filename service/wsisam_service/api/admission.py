@@ -1,0 +1,43 @@
+"""What every route asks before it runs: who calls, whether they may, and whether it is not too much of them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from wsisam_service.access.gate import Gate
+from wsisam_service.access.identity import set_identity
+from wsisam_service.access.path_keys import path_key_of
+from wsisam_service.access.rules import need_of, suffices
+from wsisam_service.access.shares import Shares
+from wsisam_service.errors import Forbidden
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    gate: Gate
+    shares: Shares
+
+
+async def admit(request: Request) -> AsyncIterator[None]:
+    """A dependency of every route. Raises `Unauthorized`, `Forbidden`, `RateLimited`, and `NotReady` where an access
+    token cannot be judged.
+    """
+    need = need_of(request.method, request.scope["route"].path)
+    if need.role is None:
+        yield
+        return
+    admission: Admission = request.app.state.admission
+    identity = await admission.gate.identify(request.headers.get("authorization"), path_key_of(request.scope))
+    set_identity(request.scope, identity)
+    if not suffices(identity.role, need.role):
+        raise Forbidden(f"this needs the role {need.role}")
+    if not admission.gate.asks:
+        yield
+        return
+    admission.shares.count(identity)
+    with admission.shares.working(identity) if need.work else contextlib.nullcontext():
+        yield
