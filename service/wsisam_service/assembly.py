@@ -93,7 +93,7 @@ def load_backend(settings: Settings) -> PredictorBackend:
     )
     if predictor.device.startswith("cuda"):
         _watch_device_memory(predictor.device)
-    return PredictorBackend(predictor, settings.store_format)
+    return PredictorBackend(predictor)
 
 
 def _watch_device_memory(device: str) -> None:
