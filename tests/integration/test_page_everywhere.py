@@ -51,8 +51,8 @@ def url(app: Any) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def slide_id(app: Any) -> str:
-    return str(app.state.services.catalogue.list().slides[0].id)
+def slide_id(url: str) -> str:
+    return str(httpx.get(f"{url}v1/slides").json()["slides"][0]["id"])
 
 
 @pytest.fixture(scope="module")
@@ -235,13 +235,13 @@ def test_behind_a_path_prefix_and_with_a_token(browser: Any, app: Any, slide_id:
 
     with serving(Starlette(routes=[Mount("/pathology/wsi", app=Guarded())])) as address:
         page = SlidePage(browser, f"{address}pathology/wsi/", slide_id, (256, 256))
-        page.page.fill("#token", "let-me-in")
-        page.page.click("#token-form .primary")
+        page.page.fill("#access-key", "let-me-in")
+        page.page.click("#access-form .primary")
         page.wait()
         page.page.wait_for_function("() => [...document.images].every(image => image.complete && image.naturalWidth)")
         page.answer_of(lambda: page.draw_box(BOX))
         assert len(page.rows()) == 1
-        assert page.page.evaluate("localStorage.getItem('wsisam:token')") is None
+        assert page.page.evaluate("localStorage.getItem('wsisam:access-key')") is None
         page.context.close()
 
 

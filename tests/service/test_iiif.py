@@ -210,12 +210,13 @@ def squares_service(tmp_path: Path) -> Iterator[str]:
     write_pyramid(tmp_path / "squares.ome.tif", colours.repeat(100, 0).repeat(100, 1), 0.5, 2)
     settings = Settings(slides=(str(tmp_path),))
     app: FastAPI = create_app(settings, Catalogue(settings.slides), NumpyExecutor())
-    slide_id = app.state.services.catalogue.list().slides[0].id
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(uvicorn.Config(app, http="h11", log_config=None))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
-        yield f"127.0.0.1:{listener.getsockname()[1]} v1/slides/{slide_id}"
+        host = f"127.0.0.1:{listener.getsockname()[1]}"
+        slide_id = httpx.get(f"http://{host}/v1/slides").json()["slides"][0]["id"]
+        yield f"{host} v1/slides/{slide_id}"
         server.should_exit = True
         thread.join()
 

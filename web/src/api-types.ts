@@ -14,6 +14,8 @@ export interface paths {
         /**
          * Models, device and limits
          * @description Version, models with the prompts they were trained for, adapters, engine, device, precision, limits.
+         *
+         *     Asks for the role `viewer`.
          */
         readonly get: operations["info_v1_info_get"];
         readonly put?: never;
@@ -34,6 +36,8 @@ export interface paths {
         /**
          * Which slides there are
          * @description Slides by name, page by page. Files that look like slides and cannot be served are named under `unreadable`.
+         *
+         *     Asks for the role `viewer`.
          */
         readonly get: operations["list_slides_v1_slides_get"];
         readonly put?: never;
@@ -54,6 +58,8 @@ export interface paths {
         /**
          * One slide
          * @description Size, pixel size, levels, bounds, objective power, and what every answer on this slide will warn of.
+         *
+         *     Asks for the role `viewer`.
          */
         readonly get: operations["show_slide_v1_slides__slide_id__get"];
         readonly put?: never;
@@ -76,6 +82,8 @@ export interface paths {
         /**
          * Encode views before they are asked for
          * @description The views of boxes and clicks to come, or of clicks anywhere in a region, low-resolution ones included.
+         *
+         *     Asks for the role `annotator`.
          */
         readonly post: operations["prewarm_v1_slides__slide_id__prewarm_post"];
         readonly delete?: never;
@@ -96,6 +104,8 @@ export interface paths {
         /**
          * Outlines of up to 256 prompts on one slide
          * @description Boxes, points, masks and corrections in any combination. A prompt that fails does not fail the others.
+         *
+         *     Asks for the role `annotator`.
          */
         readonly post: operations["segment_v1_slides__slide_id__segment_post"];
         readonly delete?: never;
@@ -784,6 +794,33 @@ export interface operations {
                     readonly "application/json": components["schemas"]["InfoAnswer"];
                 };
             };
+            /** @description Problem */
+            readonly 401: {
+                headers: {
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["ProblemAnswer"];
+                };
+            };
+            /** @description Problem */
+            readonly 403: {
+                headers: {
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["ProblemAnswer"];
+                };
+            };
+            /** @description Problem */
+            readonly 429: {
+                headers: {
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["ProblemAnswer"];
+                };
+            };
         };
     };
     readonly list_slides_v1_slides_get: {
@@ -811,7 +848,34 @@ export interface operations {
                 };
             };
             /** @description Problem */
+            readonly 401: {
+                headers: {
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["ProblemAnswer"];
+                };
+            };
+            /** @description Problem */
+            readonly 403: {
+                headers: {
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["ProblemAnswer"];
+                };
+            };
+            /** @description Problem */
             readonly 422: {
+                headers: {
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["ProblemAnswer"];
+                };
+            };
+            /** @description Problem */
+            readonly 429: {
                 headers: {
                     readonly [name: string]: unknown;
                 };
@@ -842,6 +906,24 @@ export interface operations {
                 };
             };
             /** @description Problem */
+            readonly 401: {
+                headers: {
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["ProblemAnswer"];
+                };
+            };
+            /** @description Problem */
+            readonly 403: {
+                headers: {
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["ProblemAnswer"];
+                };
+            };
+            /** @description Problem */
             readonly 404: {
                 headers: {
                     readonly [name: string]: unknown;
@@ -852,6 +934,15 @@ export interface operations {
             };
             /** @description Problem */
             readonly 422: {
+                headers: {
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["ProblemAnswer"];
+                };
+            };
+            /** @description Problem */
+            readonly 429: {
                 headers: {
                     readonly [name: string]: unknown;
                 };
@@ -886,6 +977,24 @@ export interface operations {
                 };
             };
             /** @description Problem */
+            readonly 401: {
+                headers: {
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["ProblemAnswer"];
+                };
+            };
+            /** @description Problem */
+            readonly 403: {
+                headers: {
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["ProblemAnswer"];
+                };
+            };
+            /** @description Problem */
             readonly 404: {
                 headers: {
                     readonly [name: string]: unknown;
@@ -914,6 +1023,15 @@ export interface operations {
             };
             /** @description Problem */
             readonly 422: {
+                headers: {
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["ProblemAnswer"];
+                };
+            };
+            /** @description Problem */
+            readonly 429: {
                 headers: {
                     readonly [name: string]: unknown;
                 };
@@ -976,6 +1094,24 @@ export interface operations {
                 };
             };
             /** @description Problem */
+            readonly 401: {
+                headers: {
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["ProblemAnswer"];
+                };
+            };
+            /** @description Problem */
+            readonly 403: {
+                headers: {
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["ProblemAnswer"];
+                };
+            };
+            /** @description Problem */
             readonly 404: {
                 headers: {
                     readonly [name: string]: unknown;
@@ -1013,6 +1149,15 @@ export interface operations {
             };
             /** @description Problem */
             readonly 422: {
+                headers: {
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["ProblemAnswer"];
+                };
+            };
+            /** @description Problem */
+            readonly 429: {
                 headers: {
                     readonly [name: string]: unknown;
                 };

@@ -13,7 +13,7 @@ export type SegmentBody = Schemas["SegmentBody"];
 export type SegmentAnswer = Schemas["SegmentAnswerModel"];
 export type PrewarmBody = Schemas["PrewarmBody"];
 
-const TOKEN_KEY = "wsisam:token";
+const KEPT_KEY = "wsisam:access-key";
 const MAX_RETRIES = 2;
 const LONGEST_WAIT_S = 10;
 
@@ -39,17 +39,18 @@ export interface Timed<T> {
 export class Api {
   readonly #base = new URL("./", document.baseURI);
 
-  /** The bearer token that a person gave; kept for this browser tab only. */
-  get token(): string {
-    return sessionStorage.getItem(TOKEN_KEY) ?? "";
+  /** The access key that a person gave, empty where there is none; kept for this browser tab only. */
+  get key(): string {
+    return sessionStorage.getItem(KEPT_KEY) ?? "";
   }
 
-  set token(token: string) {
-    sessionStorage.setItem(TOKEN_KEY, token);
+  set key(key: string) {
+    sessionStorage.setItem(KEPT_KEY, key);
   }
 
+  /** What every request carries. */
   get headers(): Record<string, string> {
-    return this.token ? { authorization: `Bearer ${this.token}` } : {};
+    return this.key ? { authorization: `Bearer ${this.key}` } : {};
   }
 
   info(): Promise<Info> {
@@ -71,11 +72,13 @@ export class Api {
     return { ...(await this.#json<object>(`${path}/info.json`)), id: new URL(path, this.#base).href };
   }
 
-  /** A picture's address for an `img`; fetched first where a token must go along. */
-  async thumbnail(id: string, longest: number): Promise<string> {
-    const path = `v1/slides/${encodeURIComponent(id)}/thumbnail?max=${longest}`;
-    if (!this.token) return path;
-    return URL.createObjectURL(await (await this.#fetch(path)).blob());
+  async thumbnail(id: string, longest: number): Promise<Blob> {
+    return (await this.#fetch(`v1/slides/${encodeURIComponent(id)}/thumbnail?max=${longest}`)).blob();
+  }
+
+  /** Throws why a tile is not given. */
+  async probe(address: string): Promise<void> {
+    await this.#fetch(address);
   }
 
   /** Waits and asks again, a few times, where the service is too busy. */
@@ -107,8 +110,7 @@ export class Api {
       } catch (error) {
         const wait = error instanceof ApiError ? error.retryAfterS : null;
         if (wait === null || wait > LONGEST_WAIT_S || tries === MAX_RETRIES) throw error;
-        await new Promise((resolve) => setTimeout(resolve, wait * 1000));
-        request.signal?.throwIfAborted();
+        await pause(wait * 1000, request.signal);
       }
     }
   }
@@ -131,13 +133,23 @@ function post(body: object, signal?: AbortSignal): RequestInit {
   return signal ? { ...request, signal } : request;
 }
 
+/** Resolves after `ms`; throws at once where the question is given up. */
+function pause(ms: number, signal: AbortSignal | null | undefined): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(resolve, ms);
+    signal?.addEventListener("abort", () => (clearTimeout(timer), reject(signal.reason as Error)), { once: true });
+  });
+}
+
 async function apiError(response: Response): Promise<ApiError> {
-  const after = response.headers.get("retry-after");
+  const after = Number(response.headers.get("retry-after") ?? NaN); // a date is as good as none
+  const retryAfterS = Number.isFinite(after) ? after : null;
   try {
-    const problem = (await response.json()) as Problem;
-    return problemError(problem, after === null ? null : Number(after));
+    return problemError((await response.json()) as Problem, retryAfterS);
   } catch {
-    return new ApiError(`http-${response.status}`, response.statusText, after === null ? null : Number(after));
+    // No problem document: something in front of the service answers for it.
+    const type = response.status >= 502 ? "unreachable" : `http-${response.status}`;
+    return new ApiError(type, response.statusText, retryAfterS);
   }
 }
 

@@ -66,8 +66,13 @@ export class ClassBar {
     byId<HTMLInputElement>("class-name").value = "";
   }
 
+  /** Objects of the class have none afterwards. */
   #remove(): void {
     const name = this.#current;
-    if (name !== null) this.classes.remove(name);
+    if (name === null) return;
+    const { all, selected } = this.objects;
+    const bare = all.filter(({ className }) => className === name).map((object) => ({ ...object, className: null }));
+    if (bare.length) this.objects.put(bare, selected?.id ?? null);
+    this.classes.remove(name);
   }
 }

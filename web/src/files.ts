@@ -48,11 +48,12 @@ export class Files {
     const open = this.open();
     if (!file || !open) return;
     try {
-      const { objects, classes, skipped } = fromGeoJson(await file.text(), open.slide, open.um2PerPixel, this.objects.all);
+      const { objects, classes, skipped, outside } = fromGeoJson(await file.text(), open.slide, open.um2PerPixel, this.objects.all);
       for (const { name, color } of classes) this.classes.put(name, color);
       this.objects.put(objects, null);
       const left = skipped ? `, left out ${skipped} that are no areas` : "";
-      this.tell(`Imported ${objects.length} object${objects.length === 1 ? "" : "s"}${left}.`, "info");
+      const beside = outside ? ` ${outside} lie beside this slide: is it another slide's file?` : "";
+      this.tell(`Imported ${objects.length} object${objects.length === 1 ? "" : "s"}${left}.${beside}`, outside ? "error" : "info");
     } catch (error) {
       this.tell((error as Error).message, "error");
     }

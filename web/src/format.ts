@@ -17,9 +17,12 @@ export const percent = (share: number): string => `${Math.round(share * 100)} %`
 
 export const milliseconds = (ms: number): string => (ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`);
 
-/** A length of `um` µm that is 1, 2 or 5 times a power of ten, at most `longest`, and its text. */
-export function roundLength(longest: number): { um: number; text: string } {
+export const magnificationText = (times: number): string => `${Number(times.toPrecision(2))}×`;
+
+export const lengthText = (um: number): string => (um >= 1000 ? `${um / 1000} mm` : um >= 1 ? `${um} µm` : `${um * 1000} nm`);
+
+/** The largest of 1, 2 or 5 times a power of ten that is at most `longest`. */
+export function roundLength(longest: number): number {
   const power = 10 ** Math.floor(Math.log10(longest));
-  const um = power * ([5, 2, 1].find((factor) => factor * power <= longest) ?? 1);
-  return { um, text: um >= 1000 ? `${um / 1000} mm` : um >= 1 ? `${um} µm` : `${um * 1000} nm` };
+  return power * ([5, 2, 1].find((factor) => factor * power <= longest) ?? 1);
 }

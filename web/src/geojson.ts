@@ -3,7 +3,7 @@
 import { areaOf, type Geometry } from "./answers";
 import type { SlideDetails } from "./api";
 import { colorOf, rgbOf, type Classes } from "./classes";
-import { boundsOf, sizeOf, translated, type Area } from "./geometry";
+import { boundsOf, overlap, sizeOf, translated, type Area, type Box } from "./geometry";
 import { nextName, type SlideObject } from "./objects";
 import { newId } from "./prompting";
 
@@ -17,7 +17,7 @@ interface Feature {
   readonly properties?: {
     readonly objectType?: string;
     readonly name?: unknown;
-    readonly classification?: { readonly name?: unknown; readonly color?: unknown } | string | null;
+    readonly classification?: { readonly name?: unknown; readonly names?: unknown; readonly color?: unknown } | string | null;
     readonly measurements?: Readonly<Record<string, unknown>>;
   } | null;
 }
@@ -52,6 +52,8 @@ export interface Imported {
   readonly classes: readonly NamedClass[];
   /** Features that are no areas. */
   readonly skipped: number;
+  /** Objects that lie beside the slide, as those of another slide do. */
+  readonly outside: number;
 }
 
 /** The areas in a GeoJSON text. Throws a sentence for the user where it is none. */
@@ -66,8 +68,9 @@ export function fromGeoJson(
   const objects: SlideObject[] = [];
   const classes = new Map<string, NamedClass>();
   for (const one of features) {
-    const area = one.geometry ? translated(areaOf(one.geometry), dx, dy) : [];
-    if (!isArea(area)) continue;
+    const read = one.geometry ? areaOf(one.geometry) : [];
+    if (!isArea(read)) continue;
+    const area = translated(read, dx, dy);
     const named = classOf(one);
     if (named) classes.set(named.name, named);
     const { name, measurements } = one.properties ?? {};
@@ -82,7 +85,9 @@ export function fromGeoJson(
       made: null,
     });
   }
-  return { objects, classes: [...classes.values()], skipped: features.length - objects.length };
+  const all: Box = [0, 0, slide.width, slide.height];
+  const outside = objects.filter(({ bounds }) => !overlap(bounds, all)).length;
+  return { objects, classes: [...classes.values()], skipped: features.length - objects.length, outside };
 }
 
 function featuresOf(text: string): readonly Feature[] {
@@ -100,20 +105,27 @@ function featuresOf(text: string): readonly Feature[] {
   return list as Feature[];
 }
 
-/** Whether every ring has at least three corners with finite numbers. */
+/** Whether this holds rings, and every ring at least three corners of finite numbers; a file may hold anything. */
 function isArea(area: Area): boolean {
-  return (
-    area.length > 0 &&
-    area.every((polygon) => polygon.length > 0 && polygon.every((ring) => ring.length > 3 && ring.flat().every(Number.isFinite)))
-  );
+  const isPosition = (one: unknown) => Array.isArray(one) && one.length > 1 && one.every(Number.isFinite);
+  const isRing = (one: unknown) => Array.isArray(one) && one.length > 3 && one.every(isPosition);
+  const isPolygon = (one: unknown) => Array.isArray(one) && one.length > 0 && one.every(isRing);
+  return Array.isArray(area) && area.length > 0 && area.every(isPolygon);
 }
 
+/** QuPath names a class, or the parts of one. */
 function classOf({ properties }: Feature): NamedClass | null {
   const given = properties?.classification;
-  const name = typeof given === "string" ? given : given?.name;
+  const names = typeof given === "object" ? given?.names : null;
+  const name = typeof given === "string" ? given : (given?.name ?? (Array.isArray(names) ? names.join(": ") : null));
   if (typeof name !== "string" || !name) return null;
   const color = typeof given === "object" ? given?.color : null;
-  return { name, color: Array.isArray(color) && color.length >= 3 ? colorOf(color as number[]) : null };
+  return { name, color: isColor(color) ? colorOf(color) : null };
+}
+
+/** Red, green and blue as bytes; more may follow. */
+function isColor(color: unknown): color is readonly number[] {
+  return Array.isArray(color) && color.length >= 3 && color.every((part) => Number.isInteger(part) && part >= 0 && part < 256);
 }
 
 function numberIn(measurements: Readonly<Record<string, unknown>> | undefined, name: string): number | null {

@@ -11,11 +11,15 @@ export interface Shortcut {
   readonly onSlide?: boolean;
 }
 
-export function installShortcuts(shortcuts: readonly Shortcut[], slide: HTMLElement): void {
+/** Where `letters` says no, single letters are shortcuts only while the slide has the focus: those who speak to their
+ * browser do not want a word to act (WCAG 2.1.4). */
+export function installShortcuts(shortcuts: readonly Shortcut[], slide: HTMLElement, letters: () => boolean): void {
   document.addEventListener("keydown", (event) => {
     if (isTyping(event.target) || event.altKey || document.querySelector("dialog[open]")) return;
     const name = `${event.ctrlKey || event.metaKey ? "mod+" : ""}${event.key.toLowerCase()}`;
-    const shortcut = shortcuts.find(({ keys, onSlide }) => keys.includes(name) && (!onSlide || document.activeElement === slide));
+    const onSlide = document.activeElement === slide;
+    if (name.length === 1 && !letters() && !onSlide) return;
+    const shortcut = shortcuts.find((one) => one.keys.includes(name) && (onSlide || !one.onSlide));
     if (!shortcut) return;
     event.preventDefault();
     shortcut.run(event);

@@ -1,5 +1,6 @@
 /** Puts the page together. */
 
+import { Access } from "./access";
 import { Api, ApiError } from "./api";
 import { ClassBar } from "./class-bar";
 import { Classes } from "./classes";
@@ -19,6 +20,7 @@ import { Pointer, TOOLS, type Tool } from "./pointer";
 import { Prewarm } from "./prewarm";
 import { Prompting } from "./prompting";
 import { Readout } from "./readout";
+import { SlideWatch } from "./slide-watch";
 import { SlidesPanel } from "./slides-panel";
 import { Status } from "./status";
 import * as storage from "./storage";
@@ -40,11 +42,14 @@ const overlay = new Overlay(viewer, objects, classes, prompting);
 const pointer = new Pointer(viewer, overlay, objects, prompting, prewarm);
 const crosshair = new Crosshair(viewer, overlay, pointer);
 const readout = new Readout(viewer);
-const slides = new SlidesPanel(api);
+const slides = new SlidesPanel(api, fail);
 const status = new Status(api);
 const messages = new Messages();
+const access = new Access(api, () => void recover());
 const classBar = new ClassBar(classes, objects);
 const panels = installPanels();
+/** Whether letters are shortcuts wherever the focus is. */
+const lettersBox = byId<HTMLInputElement>("letters");
 const keeper = new Keeper(objects, () =>
   messages.tell("This browser has no room left to keep your outlines. Export them now.", "error"),
 );
@@ -109,27 +114,24 @@ function space({ repeat }: KeyboardEvent): void {
   else if (!repeat) pointer.moving = true;
 }
 
-function um2PerPixel(): number {
-  return readout.um ** 2;
-}
-
 async function openSlide(id: string): Promise<void> {
   const number = ++opening;
-  const [slide, info] = await Promise.all([api.slide(id), status.info ?? status.load()]);
+  const [slide, info] = await Promise.all([api.slide(id), api.info()]);
   if (number !== opening) return;
   prompting.cancel();
   keeper.close();
   await viewer.open(slide);
   if (number !== opening) return;
   const { mpp } = slide;
-  readout.um = mpp !== null && mpp >= BELIEVABLE[0] && mpp <= BELIEVABLE[1] ? mpp : info.models[0]!.default_mpp;
-  prompting.um2PerPixel = um2PerPixel();
+  readout.um = mpp !== null && mpp >= BELIEVABLE[0] && mpp <= BELIEVABLE[1] ? mpp : null;
+  prompting.um2PerPixel = (readout.um ?? info.models[0]!.default_mpp) ** 2;
   prompting.open(id);
   prewarm.open(id);
   keeper.open(slide.fingerprint);
   slides.mark(id);
   byId("slide-name").textContent = slide.name;
   document.title = `${slide.name} · WSI-SAM`;
+  byId("nothing").hidden = true;
   if (slide.warnings.length) messages.tell(slide.warnings[0]!, "info");
 }
 
@@ -137,7 +139,10 @@ async function openSlide(id: string): Promise<void> {
 async function follow(first: string | null): Promise<void> {
   const place = readLink();
   const id = place.slide ?? first;
-  if (id === null) return;
+  if (id === null) {
+    byId("nothing").hidden = viewer.slide !== null;
+    return;
+  }
   try {
     if (id !== viewer.slide?.id) {
       await openSlide(id);
@@ -150,13 +155,14 @@ async function follow(first: string | null): Promise<void> {
 }
 
 function fail(error: unknown): void {
-  if (error instanceof ApiError && error.type === "unauthorized") byId<HTMLDialogElement>("token-dialog").showModal();
+  if (error instanceof ApiError && error.type === "unauthorized") access.refused();
   else messages.tell(inWords(error), "error");
 }
 
 async function start(): Promise<void> {
+  void status.refresh();
   try {
-    const [info, first] = await Promise.all([status.load(), slides.load()]);
+    const [info, first] = await Promise.all([api.info(), slides.load()]);
     const { tool: kept } = storage.loadPreferences();
     const trained = info.models[0]!.trained_prompts;
     pointer.tool.value = TOOLS.find((name) => name === kept) ?? (trained.includes("box") ? "box" : "include");
@@ -166,18 +172,57 @@ async function start(): Promise<void> {
   }
 }
 
+/** Go on with another key, or where the service is back. */
+async function recover(): Promise<void> {
+  messages.close();
+  await viewer.refresh().catch(fail);
+  await start();
+}
+
+/** What a tile's failing means is asked once; the others fail for the same reason. */
+function tellLostTiles(): void {
+  let told: unknown = null;
+  viewer.osd.addHandler("tile-load-failed", ({ tile }) => {
+    const source = viewer.osd.world.getItemAt(0);
+    if (told === source) return;
+    told = source;
+    api.probe(tile.getUrl()).catch(fail);
+  });
+}
+
+function watchService(): void {
+  let away = false;
+  status.health.watch((health) => {
+    if (away && (health === "ready" || health === "busy")) void recover();
+    away = health === "away";
+  });
+  const replaced = (): void => {
+    openSlide(viewer.slide!.id).catch(fail);
+    messages.tell("This slide's file was replaced. You see the new one; outlines of the old one are kept with the old one.", "error");
+  };
+  new SlideWatch(api, viewer, replaced, fail);
+}
+
 function keepSettings(): void {
   const kept = classes.list;
   kept.value = storage.loadClasses() ?? kept.value;
   kept.watch((list) => storage.keepClasses(list));
-  const { multimask, frames } = storage.loadPreferences();
+  storage.watchClasses(() => (kept.value = storage.loadClasses() ?? kept.value));
+  const { multimask, frames, letters } = storage.loadPreferences();
   prompting.multimask.value = multimask;
   overlay.frames.value = frames;
+  lettersBox.checked = letters;
   const keepPreferences = (): void => {
-    const preferences = { tool: pointer.tool.value, multimask: prompting.multimask.value, frames: overlay.frames.value };
-    if (viewer.slide) storage.keepPreferences(preferences);
+    if (!viewer.slide) return;
+    storage.keepPreferences({
+      tool: pointer.tool.value,
+      multimask: prompting.multimask.value,
+      frames: overlay.frames.value,
+      letters: lettersBox.checked,
+    });
   };
   for (const signal of [pointer.tool, prompting.multimask, overlay.frames]) signal.watch(keepPreferences);
+  lettersBox.addEventListener("change", keepPreferences);
 }
 
 function keepLink(): void {
@@ -210,19 +255,18 @@ new ObjectsPanel(objects, classes, ({ bounds }) => viewer.show(bounds));
 new Files(
   objects,
   classes,
-  () => (viewer.slide ? { slide: viewer.slide, um2PerPixel: um2PerPixel() } : null),
+  () => (viewer.slide ? { slide: viewer.slide, um2PerPixel: prompting.um2PerPixel } : null),
   (text, kind) => messages.tell(text, kind),
 );
-installShortcuts(shortcuts, viewer.osd.canvas);
+installShortcuts(shortcuts, viewer.osd.canvas, () => lettersBox.checked);
 document.addEventListener("keyup", ({ key }) => key === " " && (pointer.moving = false));
 installMenus();
 tellModality();
 pointer.position.watch((position) => readout.drawPosition(position));
-byId("token-form").addEventListener("submit", () => {
-  api.token = byId<HTMLInputElement>("token").value.trim();
-  void start();
-});
+byId("look-again").addEventListener("click", () => void start());
 keepSettings();
 keepLink();
 tellReports();
+tellLostTiles();
+watchService();
 void start();

@@ -16,12 +16,12 @@ const WORDS: Readonly<Record<string, string>> = {
   "not-ready": "The service is still starting. Try again in a few seconds.",
   "worker-unavailable": "The model's worker does not answer. Try again; if it goes on, tell whoever runs the service.",
   timeout: "The answer took too long. Try again.",
-  unauthorized: "The service wants an access token.",
-  forbidden: "Your access token does not allow this. Ask whoever runs the service.",
+  unauthorized: "The service wants an access key. Enter one under Service, at the top.",
+  forbidden: "Your access key does not allow this. Ask whoever runs the service.",
   internal: "The service made a mistake. Try again; its log has the details.",
 };
 
 export function inWords(error: unknown): string {
   if (!(error instanceof ApiError)) return `The page made a mistake (${String(error)}). Reload it; your outlines are kept.`;
-  return WORDS[error.type] ?? `The service refused this: ${error.detail}`;
+  return WORDS[error.type] ?? `The service refused this: ${error.detail || error.type}`;
 }

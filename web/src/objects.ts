@@ -56,10 +56,11 @@ export class Objects {
     return this.#future.length > 0;
   }
 
-  /** Start anew with the objects of a slide. */
+  /** Start anew with the objects of a slide; what was selected stays so where it is among them. */
   open(objects: readonly SlideObject[]): void {
     this.#past.length = this.#future.length = 0;
-    this.state.value = { objects, selectedId: null };
+    const { selectedId } = this.state.value;
+    this.state.value = { objects, selectedId: objects.some(({ id }) => id === selectedId) ? selectedId : null };
   }
 
   select(id: string | null): void {

@@ -1,7 +1,7 @@
 /** Scale bar, magnification and coordinates. */
 
 import { byId } from "./dom";
-import { roundLength, whole } from "./format";
+import { lengthText, magnificationText, percent, roundLength, whole } from "./format";
 import type { Position } from "./geometry";
 import type { SlideViewer } from "./viewer";
 
@@ -14,17 +14,19 @@ export class Readout {
     viewer.osd.addHandler("update-viewport", () => this.#drawScale());
   }
 
-  /** `um` µm per level-0 pixel. */
-  um = 1;
+  /** µm per level-0 pixel; null for slides that do not say, which are measured in pixels. */
+  um: number | null = null;
 
   #drawScale(): void {
     if (!this.viewer.ready) return;
-    const umPerScreenPx = this.um / this.viewer.scale;
-    const { um, text } = roundLength(LONGEST_BAR_PX * umPerScreenPx);
+    const { um, viewer } = this;
+    const unitsPerScreenPx = (um ?? 1) / viewer.scale;
+    const longest = LONGEST_BAR_PX * unitsPerScreenPx;
+    const length = roundLength(longest);
     const bar = byId("scale-bar");
-    bar.style.width = `${um / umPerScreenPx}px`;
-    bar.textContent = text;
-    byId("magnification").textContent = `${Number((UM_AT_1X / umPerScreenPx).toPrecision(2))}×`;
+    bar.style.width = `${length / unitsPerScreenPx}px`;
+    bar.textContent = um === null ? `${whole(length)} px` : lengthText(length);
+    byId("magnification").textContent = um === null ? percent(viewer.scale) : magnificationText(UM_AT_1X / unitsPerScreenPx);
   }
 
   drawPosition(position: Position | null): void {

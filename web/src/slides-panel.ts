@@ -1,9 +1,8 @@
-/** The strip of slides: search, thumbnails, more of them as one scrolls. */
+/** The strip of slides: search, pictures, more of them as one scrolls. */
 
 import type { Api, SlidesPage } from "./api";
 import { byId, make } from "./dom";
 import { whole } from "./format";
-import { inWords } from "./messages";
 
 const SEARCH_MS = 200;
 const THUMBNAIL_PX = 320;
@@ -16,12 +15,17 @@ export class SlidesPanel {
   #next: string | null = null;
   #asked = 0;
   #timer = 0;
-  readonly #end = new IntersectionObserver(([entry]) => entry?.isIntersecting && this.#next && void this.#more());
+  readonly #end = new IntersectionObserver(([entry]) => entry?.isIntersecting && this.#next && this.#more());
+  readonly #pictures: Thumbnails;
 
-  constructor(private readonly api: Api) {
+  constructor(
+    private readonly api: Api,
+    private readonly fail: (error: unknown) => void,
+  ) {
+    this.#pictures = new Thumbnails(api);
     this.#search.addEventListener("input", () => {
       clearTimeout(this.#timer);
-      this.#timer = window.setTimeout(() => void this.load(), SEARCH_MS);
+      this.#timer = window.setTimeout(() => this.load().catch(this.fail), SEARCH_MS);
     });
   }
 
@@ -33,17 +37,12 @@ export class SlidesPanel {
   /** List the slides that fit the search; the first one's id. */
   async load(): Promise<string | null> {
     const asked = ++this.#asked;
-    try {
-      const page = await this.api.slides(this.#search.value.trim(), null);
-      if (asked !== this.#asked) return null;
-      this.#list.replaceChildren();
-      this.#add(page);
-      if (!this.#list.childElementCount) this.#note.textContent = this.#empty();
-      return page.slides[0]?.id ?? null;
-    } catch (error) {
-      this.#note.textContent = inWords(error);
-      throw error;
-    }
+    const page = await this.api.slides(this.#search.value.trim(), null);
+    if (asked !== this.#asked) return null;
+    this.#list.replaceChildren();
+    this.#add(page);
+    if (!this.#list.childElementCount) this.#note.textContent = this.#empty();
+    return page.slides[0]?.id ?? null;
   }
 
   mark(id: string | null): void {
@@ -55,23 +54,22 @@ export class SlidesPanel {
     this.#list.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest" });
   }
 
-  async #more(): Promise<void> {
-    const cursor = this.#next;
+  #more(): void {
+    const [cursor, asked] = [this.#next, this.#asked];
     this.#next = null;
-    this.#add(await this.api.slides(this.#search.value.trim(), cursor));
+    const add = (page: SlidesPage): void => void (asked === this.#asked && this.#add(page));
+    this.api.slides(this.#search.value.trim(), cursor).then(add).catch(this.fail);
   }
 
   #add(page: SlidesPage): void {
     this.#note.textContent = "";
     this.#next = page.next;
     for (const slide of page.slides) {
-      const picture = make("img", { alt: "", loading: "lazy", decoding: "async", width: "192", height: "120" });
-      void this.api.thumbnail(slide.id, THUMBNAIL_PX).then((address) => (picture.src = address));
       const facts = `${whole(slide.width)} × ${whole(slide.height)}${slide.mpp ? ` · ${Number(slide.mpp.toFixed(3))} µm` : ""}`;
       const link = make(
         "a",
         { href: `#slide=${slide.id}`, "data-id": slide.id, title: slide.name },
-        picture,
+        this.#pictures.of(slide.id),
         make("span", { class: "name" }, slide.name),
         make("span", { class: "facts" }, facts),
       );
@@ -88,8 +86,35 @@ export class SlidesPanel {
   }
 
   #empty(): string {
-    return this.#search.value.trim()
-      ? "No slide has this in its name."
-      : "No slides here yet. Start the service with --slides and a folder that has some.";
+    return this.#search.value.trim() ? "No slide has this in its name." : "No slides yet.";
+  }
+}
+
+/** Pictures of slides, each fetched when it comes into sight: a service that wants a key gets it with every request,
+ * which an image's address alone cannot do. */
+class Thumbnails {
+  readonly #slides = new WeakMap<Element, string>();
+  readonly #sight = new IntersectionObserver((entries) => {
+    for (const { isIntersecting, target } of entries) if (isIntersecting) void this.#load(target as HTMLImageElement);
+  });
+
+  constructor(private readonly api: Api) {}
+
+  of(slideId: string): HTMLImageElement {
+    const picture = make("img", { alt: "", decoding: "async", width: "192", height: "120" });
+    this.#slides.set(picture, slideId);
+    this.#sight.observe(picture);
+    return picture;
+  }
+
+  async #load(picture: HTMLImageElement): Promise<void> {
+    this.#sight.unobserve(picture);
+    try {
+      const address = URL.createObjectURL(await this.api.thumbnail(this.#slides.get(picture)!, THUMBNAIL_PX));
+      picture.addEventListener("load", () => URL.revokeObjectURL(address), { once: true });
+      picture.src = address;
+    } catch {
+      picture.replaceWith(make("span", { class: "no-picture" }, "No picture"));
+    }
   }
 }

@@ -1,37 +1,40 @@
 /** The status corner: what answers here, and how busy it is. */
 
-import type { Api, Info } from "./api";
+import { ApiError, type Api, type Info } from "./api";
 import { byId, make } from "./dom";
 import { percent } from "./format";
+import { Signal } from "./signal";
 
 const POLL_MS = 5000;
 
+export type Health = "starting" | "ready" | "busy" | "away" | "guarded";
+
+const TROUBLES: Readonly<Partial<Record<Health, string>>> = {
+  away: "Service not reachable",
+  guarded: "Access key needed",
+};
+
 export class Status {
-  #info: Info | null = null;
+  readonly health = new Signal<Health>("starting");
 
   constructor(private readonly api: Api) {
     setInterval(() => document.hidden || void this.refresh(), POLL_MS);
     document.addEventListener("visibilitychange", () => document.hidden || void this.refresh());
   }
 
-  get info(): Info | null {
-    return this.#info;
-  }
-
-  async load(): Promise<Info> {
-    this.#info = await this.api.info();
-    void this.refresh();
-    return this.#info;
-  }
-
   async refresh(): Promise<void> {
     try {
-      this.#info ??= await this.api.info();
-      this.#draw(this.#info, await this.api.metrics().catch(() => ""));
-    } catch {
-      byId("status").dataset["state"] = "away";
-      byId("status-text").textContent = "Service not reachable";
+      this.#draw(await this.api.info(), await this.api.metrics().catch(untold));
+    } catch (error) {
+      const health = error instanceof ApiError && error.type === "unauthorized" ? "guarded" : "away";
+      byId("status-text").textContent = TROUBLES[health]!;
+      this.#tell(health);
     }
+  }
+
+  #tell(health: Health): void {
+    byId("status").dataset["state"] = health;
+    this.health.value = health;
   }
 
   #draw(info: Info, metrics: string): void {
@@ -40,7 +43,7 @@ export class Status {
     const lookups = sum(metrics, "wsisam_embedding_lookups_total");
     const encoded = sum(metrics, "wsisam_embedding_lookups_total", 'tier="encoded"');
     const hits = lookups ? percent(1 - encoded / lookups) : "nothing asked yet";
-    byId("status").dataset["state"] = waiting ? "busy" : "ready";
+    this.#tell(waiting ? "busy" : "ready");
     byId("status-text").textContent = `${model.name} on ${info.device}${waiting ? ` · ${waiting} waiting` : ""}`;
     const adapters = model.adapters ? `${model.adapters.name} (${model.adapters.sha256.slice(0, 12)})` : "none: the frozen SAM";
     const rows: [string, string][] = [
@@ -58,6 +61,12 @@ export class Status {
       ...rows.flatMap(([term, text]) => [make("dt", {}, term), make("dd", {}, text)]),
     );
   }
+}
+
+/** Metrics may be for other eyes only; that the service is gone is another matter. */
+function untold(error: unknown): string {
+  if (error instanceof ApiError && error.type === "unreachable") throw error;
+  return "";
 }
 
 /** The sum of a Prometheus metric over its series, or over those that have `label`. */

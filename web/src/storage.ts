@@ -9,8 +9,11 @@ export interface Preferences {
   readonly tool: string | null;
   readonly multimask: boolean;
   readonly frames: boolean;
+  /** Single letters are shortcuts everywhere, not just on the slide. */
+  readonly letters: boolean;
 }
 
+const DEFAULT_PREFERENCES: Preferences = { tool: null, multimask: false, frames: false, letters: true };
 
 const objectsKey = (fingerprint: string) => `${VERSION}objects:${fingerprint}`;
 
@@ -29,11 +32,15 @@ export function watchObjects(fingerprint: () => string | null, changed: () => vo
   });
 }
 
+/** Calls `changed` when another tab of this browser changes the classes. */
+export function watchClasses(changed: () => void): void {
+  window.addEventListener("storage", ({ key }) => key === `${VERSION}classes` && changed());
+}
+
 export const loadClasses = (): readonly ObjectClass[] | null => read(`${VERSION}classes`);
 export const keepClasses = (classes: readonly ObjectClass[]): boolean => write(`${VERSION}classes`, classes);
 
-export const loadPreferences = (): Preferences =>
-  read(`${VERSION}preferences`) ?? { tool: null, multimask: false, frames: false };
+export const loadPreferences = (): Preferences => ({ ...DEFAULT_PREFERENCES, ...read<Preferences>(`${VERSION}preferences`) });
 export const keepPreferences = (preferences: Preferences): boolean => write(`${VERSION}preferences`, preferences);
 
 function read<T>(key: string): T | null {

@@ -66,7 +66,7 @@ function hint(tool: Tool, correcting: boolean): string {
   switch (tool) {
     case "move": return "Drag to move, scroll or pinch to zoom. Click an object to select it.";
     case "box": return correcting ? "Include and Exclude correct this object. A new box begins the next one." : "Drag a box around one object.";
-    case "include": return correcting ? "Click what belongs to the object too. Alt-click what does not." : "Click on an object.";
+    case "include": return correcting ? "Click what belongs to the object too; Exclude for what does not." : "Click on an object.";
     case "exclude": return correcting ? "Click what does not belong to the object." : "Select an object, then click what is not part of it.";
   }
 }

@@ -34,6 +34,8 @@ export class SlideViewer {
       zoomPerScroll: 1.3,
       imageLoaderLimit: 6,
       maxImageCacheCount: 400,
+      tileRetryMax: 2,
+      tileRetryDelay: 2000,
       gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: false, flickEnabled: true },
       gestureSettingsTouch: { clickToZoom: false, dblClickToZoom: false, pinchToZoom: true, flickEnabled: true },
       gestureSettingsPen: { clickToZoom: false, dblClickToZoom: false },
@@ -51,9 +53,17 @@ export class SlideViewer {
     await new Promise<void>((resolve, reject) => {
       this.osd.addOnceHandler("open", () => resolve());
       this.osd.addOnceHandler("open-failed", ({ message }) => reject(new Error(message)));
-      const withToken = this.api.token !== "";
-      this.osd.open({ tileSource: source as never, loadTilesWithAjax: withToken, ajaxHeaders: this.api.headers } as never);
+      const guarded = this.api.key !== "";
+      this.osd.open({ tileSource: source as never, loadTilesWithAjax: guarded, ajaxHeaders: this.api.headers } as never);
     });
+  }
+
+  /** Fetch the tiles anew, with another key or after a trouble, and stay at the place. */
+  async refresh(): Promise<void> {
+    if (!this.slide || !this.ready) return;
+    const { center, scale } = this;
+    await this.open(this.slide);
+    this.goTo(center, scale, true);
   }
 
   get ready(): boolean {
