@@ -26,6 +26,12 @@ BATCH_SIZE = Histogram("wsisam_batch_size", "Items in one device call (encode, d
 QUEUE_DEPTH = Gauge("wsisam_queue_depth", "Items waiting for the device (encode, decode).", ("kind",))
 INFLIGHT = Gauge("wsisam_inflight", "Work admitted and not yet answered (encode, decode, request).", ("kind",))
 
+AUDIT_EVENTS = Counter(
+    "wsisam_audit_events_total", "Audit events, by sink (file, syslog) and fate (delivered, lost).", ("sink", "fate")
+)
+AUDIT_WAITING = Gauge("wsisam_audit_waiting", "Audit events that a sink has not taken yet.", ("sink",))
+AUDIT_FAILING = Gauge("wsisam_audit_failing", "1 while an audit sink takes no events.", ("sink",))
+
 CACHE_BYTES = Gauge("wsisam_cache_bytes", "Bytes held by a cache (l1, memory, folder, tiles, iiif).", ("tier",))
 DEVICE_MEMORY = Gauge("wsisam_device_memory_bytes", "Memory of the GPU (used by all processes, total).", ("state",))
 STORE_ERRORS = Counter("wsisam_store_errors_total", "Calls of an embedding store that failed or took too long.")

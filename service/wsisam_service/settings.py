@@ -115,6 +115,21 @@ class Settings(BaseSettings):
     sam_weights_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     """Hosts that the Register dialog may download from, over https."""
 
+    audit_file: Path | None = None
+    """File that gets a JSON line for each request: who asked what of which slide, when, from where, what came of it."""
+    audit_syslog: str = ""
+    """HOST:PORT of a syslog server that gets the same as DICOM audit messages over TLS."""
+    audit_syslog_ca: Path | None = None
+    """Who signed that server's certificate (PEM); None for those that the system trusts."""
+    audit_syslog_certificate: Path | None = None
+    """Our own certificate (PEM), where that server asks for one."""
+    audit_syslog_key: Path | None = None
+    """The key of that certificate (PEM), where it is in a file of its own."""
+    audit_site: str = ""
+    """The hospital's name for this place (AuditEnterpriseSiteID)."""
+    audit_waiting: int = Field(10_000, ge=1)
+    """Audit events that wait while a sink cannot be reached, some 10 MB; further ones are lost and counted."""
+
     secret: SecretStr = SecretStr("")
     """Signs refine tokens and hides fingerprints in view keys. If empty, a random one signs the tokens of this
     process only, and the fingerprints are not hidden."""
@@ -137,6 +152,13 @@ class Settings(BaseSettings):
             check_url(value)
             return value
         raise ValueError('is "memory", "folder:PATH" or "redis://HOST:PORT/DB"')
+
+    @field_validator("audit_syslog")
+    @classmethod
+    def _host_and_port(cls, value: str) -> str:
+        if value and not re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^:\s]+):[0-9]{1,5}", value):
+            raise ValueError("is HOST:PORT")
+        return value
 
     @property
     def token_key(self) -> bytes:

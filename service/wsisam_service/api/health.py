@@ -7,11 +7,13 @@ from importlib.metadata import version
 
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from wsisam_service.api.bodies import described_problems, json_response
 from wsisam_service.api.deps import ServicesDep
 from wsisam_service.api.slide_answers import InfoAnswer
+from wsisam_service.audit.trail import AuditTrail
 from wsisam_service.errors import NotReady
 from wsisam_service.pictures.picture_slide import PICTURE_MODE
 from wsisam_service.segmenting.segmenter import MAX_PROMPTS
@@ -34,13 +36,16 @@ async def healthz() -> PlainTextResponse:
     response_class=PlainTextResponse,
     responses=described_problems(503),
 )
-async def readyz(services: ServicesDep) -> PlainTextResponse:
-    """200 once the model is loaded and warm and every slide root can be read."""
+async def readyz(request: Request, services: ServicesDep) -> PlainTextResponse:
+    """200 once the model is loaded and warm and every slide root can be read; with the state of audit sinks, which
+    does not count.
+    """
     if not await services.executor.ready():
         raise NotReady("the model is not loaded yet", retry_after_s=2)
     if not await asyncio.to_thread(services.catalogue.readable):
         raise NotReady("a root of the slides cannot be read", retry_after_s=5)
-    return PlainTextResponse("ready\n")
+    trail: AuditTrail = request.app.state.audit
+    return PlainTextResponse("\n".join(("ready", *trail.states(), "")))
 
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)

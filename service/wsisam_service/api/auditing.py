@@ -1,0 +1,72 @@
+"""Tells the audit trail of every request that is about slides or pictures."""
+
+from __future__ import annotations
+
+import re
+import time
+from http import HTTPStatus
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from wsisam_service.access.identity import identity_of
+from wsisam_service.api.middleware import ClientGone
+from wsisam_service.audit.events import CLIENT_GONE_STATUS, AuditEvent
+from wsisam_service.audit.trail import AuditTrail
+from wsisam_service.errors import problem_of
+from wsisam_service.logs import request_id
+
+UNKNOWN = "unknown"
+"""Who asked, where nobody knows: refused before they said."""
+_UNTOLD = ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/problems/", "/assets/", "/favicon")
+"""Paths that tell nothing of a slide: probes, descriptions and the page's own files."""
+_SLIDE_ID = re.compile(r"[a-z2-7]{1,64}")
+
+
+class AuditMiddleware:
+    """Outside whatever refuses requests, so that refusals are told too."""
+
+    def __init__(self, app: ASGIApp, trail: AuditTrail) -> None:
+        self.app = app
+        self.trail = trail
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] == "/" or scope["path"].startswith(_UNTOLD):
+            await self.app(scope, receive, send)
+            return
+        status = 0
+
+        async def noted_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        started = time.perf_counter()
+        try:
+            await self.app(scope, receive, noted_send)
+        except ClientGone:
+            status = CLIENT_GONE_STATUS
+            raise
+        except Exception as error:
+            status = status or problem_of(error).status
+            raise
+        finally:
+            self.trail.record(_event(scope, status or HTTPStatus.INTERNAL_SERVER_ERROR, time.perf_counter() - started))
+
+
+def _event(scope: Scope, status: int, seconds: float) -> AuditEvent:
+    """The route by its template and the slide by its id, for a path may hold anything that a client put there."""
+    identity = identity_of(scope)
+    slide = str(scope.get("path_params", {}).get("slide_id", ""))
+    client = scope.get("client")
+    return AuditEvent(
+        "request",
+        who=UNKNOWN if identity is None else identity.id,
+        role="" if identity is None else identity.role,
+        address=client[0] if client else "",
+        route=f"{scope['method']} {getattr(scope.get('route'), 'path', 'unmatched')}",
+        slide=slide if _SLIDE_ID.fullmatch(slide) else "",
+        status=status,
+        ms=seconds * 1e3,
+        request_id=request_id(),
+    )
