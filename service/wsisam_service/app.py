@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -15,10 +14,8 @@ from wsisam_service.access.shares import Shares
 from wsisam_service.access.visible import VisibleSlides
 from wsisam_service.api import cache, health, iiif, image, openapi, page, prewarm, problems, sam, segment, slides
 from wsisam_service.api.admission import Admission, admit
-from wsisam_service.api.auditing import AuditMiddleware
 from wsisam_service.api.deps import Services
 from wsisam_service.api.middleware import LimitsMiddleware, RequestMiddleware
-from wsisam_service.audit.opening import open_trail
 from wsisam_service.iiif.pictures import Pictures
 from wsisam_service.jobs import Executor
 from wsisam_service.sam.weights import Install
@@ -37,17 +34,22 @@ def create_app(
     """The application over `catalogue` and `executor`, which it warms up at start and closes at the end.
 
     `install_weights` serves weights that a client registers under /sam, None where they are refused.
-    Raises `KeyFileError` for API keys that cannot be read.
+    Raises `KeyFileError` and `IssuerError` for keys and an issuer that cannot be used.
     """
 
     encodes = BackgroundEncodes(executor)
     pictures = Pictures(settings.iiif_cache_bytes)
-    trail = open_trail(settings)
-    gate = open_gate(settings.keys)
+    gate = open_gate(
+        settings.keys,
+        issuer=settings.oidc_issuer,
+        audience=settings.oidc_audience,
+        roles_claim=settings.oidc_roles_claim,
+        roles=settings.oidc_roles,
+        skew_s=settings.oidc_skew_s,
+    )
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        trail.start()
         try:
             await executor.warm_up()
             yield
@@ -56,7 +58,6 @@ def create_app(
             await gate.aclose()
             await encodes.aclose()
             await executor.aclose()
-            await asyncio.to_thread(trail.close)
 
     app = FastAPI(
         title="WSI-SAM",
@@ -85,8 +86,6 @@ def create_app(
         timeout_s=settings.request_timeout_s,
         longer_s=sam.longer_timeouts(settings),
     )
-    app.state.audit = trail
-    app.add_middleware(AuditMiddleware, trail=trail)
     app.add_middleware(RequestMiddleware)
     app.add_middleware(KeyInPath)
     return app

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from fastapi import FastAPI
 
 from wsisam_service import metrics
+from wsisam_service.access.issuer import IssuerError
 from wsisam_service.access.keys import KeyFileError
 from wsisam_service.app import create_app
 from wsisam_service.cluster.remote_executor import RemoteExecutor
@@ -58,6 +59,8 @@ def build_service(settings: Settings) -> Service:
         app = create_app(settings, catalogue, executor, install_weights)
     except KeyFileError as error:
         raise SettingsError(f"setting keys: {error}") from error
+    except IssuerError as error:
+        raise SettingsError(f"setting oidc_issuer: {error}") from error
     return Service(app, notes)
 
 

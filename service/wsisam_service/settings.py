@@ -4,6 +4,7 @@ environment. Flags win over `WSISAM_…` variables, which win over the settings 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -20,6 +21,8 @@ from pydantic_settings import (
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
+
+from wsisam_service.access.grants import SAME_NAMES, Grant
 
 ENV_PREFIX = "WSISAM_"
 CONFIG_VARIABLE = "WSISAM_CONFIG"
@@ -47,6 +50,17 @@ class Settings(BaseSettings):
 
     keys: Path | None = None
     """File of API keys, which `wsisam key new` writes; with it every caller is asked who they are."""
+    oidc_issuer: str = ""
+    """OpenID Connect issuer, as the `iss` claim of its access tokens has it; with it too every caller is asked."""
+    oidc_audience: str = ""
+    """What the tokens' `aud` claim must hold: this service's name at the issuer."""
+    oidc_roles_claim: str = "roles"
+    """Claim with the caller's roles at the issuer; dots lead into objects, as in realm_access.roles."""
+    oidc_roles: Annotated[Mapping[str, Grant], NoDecode] = SAME_NAMES
+    """What those roles give here, as JSON or TOML: {"pathologists": "annotator", "guests": {"role": "viewer", "roots":
+    ["colon"]}}. The strongest counts. By default they are called viewer, annotator and admin as here."""
+    oidc_skew_s: int = Field(30, ge=0, le=300)
+    """How far the issuer's clock may be from ours."""
     identity_requests_per_minute: int = Field(6000, ge=0)
     """Requests of one identity; a viewer asks for some 50 tiles at a time. 0 is no limit."""
     identity_work: int = Field(3, ge=1)
@@ -115,21 +129,6 @@ class Settings(BaseSettings):
     sam_weights_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     """Hosts that the Register dialog may download from, over https."""
 
-    audit_file: Path | None = None
-    """File that gets a JSON line for each request: who asked what of which slide, when, from where, what came of it."""
-    audit_syslog: str = ""
-    """HOST:PORT of a syslog server that gets the same as DICOM audit messages over TLS."""
-    audit_syslog_ca: Path | None = None
-    """Who signed that server's certificate (PEM); None for those that the system trusts."""
-    audit_syslog_certificate: Path | None = None
-    """Our own certificate (PEM), where that server asks for one."""
-    audit_syslog_key: Path | None = None
-    """The key of that certificate (PEM), where it is in a file of its own."""
-    audit_site: str = ""
-    """The hospital's name for this place (AuditEnterpriseSiteID)."""
-    audit_waiting: int = Field(10_000, ge=1)
-    """Audit events that wait while a sink cannot be reached, some 10 MB; further ones are lost and counted."""
-
     secret: SecretStr = SecretStr("")
     """Signs refine tokens and hides fingerprints in view keys. If empty, a random one signs the tokens of this
     process only, and the fingerprints are not hidden."""
@@ -153,12 +152,16 @@ class Settings(BaseSettings):
             return value
         raise ValueError('is "memory", "folder:PATH" or "redis://HOST:PORT/DB"')
 
-    @field_validator("audit_syslog")
+    @field_validator("oidc_roles", mode="before")
     @classmethod
-    def _host_and_port(cls, value: str) -> str:
-        if value and not re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^:\s]+):[0-9]{1,5}", value):
-            raise ValueError("is HOST:PORT")
-        return value
+    def _from_json(cls, value: object) -> object:
+        """Environment variables and flags hold one text."""
+        return json.loads(value) if isinstance(value, str) else value
+
+    @property
+    def asks_callers(self) -> bool:
+        """Whether callers are asked who they are."""
+        return self.keys is not None or bool(self.oidc_issuer)
 
     @property
     def token_key(self) -> bytes:

@@ -61,7 +61,8 @@ NEEDS = {
 }
 """By method and route template; under /sam in the spelling with both slashes, which stands for the others."""
 
-_RANK = {Role.VIEWER: 1, Role.ANNOTATOR: 2, Role.ADMIN: 3}
+RANK = {Role.METRICS: 0, Role.VIEWER: 1, Role.ANNOTATOR: 2, Role.ADMIN: 3}
+"""How strong the roles are; what `metrics` may is none of the others' but admin's."""
 
 
 def need_of(method: str, route: str) -> Need:
@@ -76,4 +77,4 @@ def suffices(role: Role, needed: Role) -> bool:
     """Whether `role` may do what `needed` may."""
     if Role.METRICS in (role, needed):
         return role in (needed, Role.ADMIN)
-    return _RANK[role] >= _RANK[needed]
+    return RANK[role] >= RANK[needed]

@@ -31,10 +31,10 @@ def run(options: argparse.Namespace) -> int:
     for root in settings.slides:
         if "://" not in root and not Path(root).exists():
             raise UsageError(f"there is no folder or file {root}")
-    if not (settings.keys or settings.insecure or is_loopback(settings.host)):
+    if not (settings.asks_callers or settings.insecure or is_loopback(settings.host)):
         raise UsageError(
             f"nobody would be asked who they are, so {settings.host} is refused: set WSISAM_KEYS to a file of keys "
-            "(wsisam key new), listen on 127.0.0.1, or give --insecure if something in front of it asks"
+            "(wsisam key new) or WSISAM_OIDC_ISSUER, or give --insecure if something in front of it asks"
         )
     print(f"wsisam {version('wsisam')}\n{settings.describe()}", flush=True)
     configure_logging()
