@@ -129,6 +129,21 @@ class Settings(BaseSettings):
     sam_weights_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     """Hosts that the Register dialog may download from, over https."""
 
+    audit_file: Path | None = None
+    """File that gets a JSON line for each request: who asked what of which slide, when, from where, what came of it."""
+    audit_syslog: str = ""
+    """HOST:PORT of a syslog server that gets the same as DICOM audit messages over TLS."""
+    audit_syslog_ca: Path | None = None
+    """Who signed that server's certificate (PEM); None for those that the system trusts."""
+    audit_syslog_certificate: Path | None = None
+    """Our own certificate (PEM), where that server asks for one."""
+    audit_syslog_key: Path | None = None
+    """The key of that certificate (PEM), where it is in a file of its own."""
+    audit_site: str = ""
+    """The hospital's name for this place (AuditEnterpriseSiteID)."""
+    audit_waiting: int = Field(10_000, ge=1)
+    """Audit events that wait while a sink cannot be reached, some 10 MB; further ones are lost and counted."""
+
     secret: SecretStr = SecretStr("")
     """Signs refine tokens and hides fingerprints in view keys. If empty, a random one signs the tokens of this
     process only, and the fingerprints are not hidden."""
@@ -152,73 +167,10 @@ class Settings(BaseSettings):
             return value
         raise ValueError('is "memory", "folder:PATH" or "redis://HOST:PORT/DB"')
 
-    @field_validator("oidc_roles", mode="before")
+    @field_validator("audit_syslog")
     @classmethod
-    def _from_json(cls, value: object) -> object:
-        """Environment variables and flags hold one text."""
-        return json.loads(value) if isinstance(value, str) else value
+    def _host_and_port(cls, value: str) -> str:
+        if value and not re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^:\s]+):[0-9]{1,5}", value):
+            raise ValueError("is HOST:PORT")
+        return value
 
-    @property
-    def asks_callers(self) -> bool:
-        """Whether callers are asked who they are."""
-        return self.keys is not None or bool(self.oidc_issuer)
-
-    @property
-    def token_key(self) -> bytes:
-        """What refine tokens are signed with; random for this process where no secret is set."""
-        return self.secret.get_secret_value().encode() or _PROCESS_KEY
-
-    @property
-    def fingerprint_key(self) -> bytes | None:
-        """What fingerprints in view keys are hidden with, or None for plain fingerprints."""
-        return self.secret.get_secret_value().encode() or None
-
-    def describe(self) -> str:
-        """Every setting on a line of its own, secrets hidden; printed at start."""
-        shown = {name: getattr(self, name) for name in type(self).model_fields}
-        shown["store"] = _without_password(self.store)
-        shown["slides"] = ", ".join(_without_password(root) for root in self.slides) or "(none)"
-        shown["secret"] = "set" if self.fingerprint_key else "random for this process; refine tokens end with it"
-        width = max(map(len, shown))
-        return "\n".join(f"  {name:<{width}}  {value}" for name, value in shown.items())
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags, environment, settings file; no .env file is read behind the operator's back."""
-        return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls))
-
-
-def load_settings(flags: Mapping[str, object], config: Path | None = None) -> Settings:
-    """Settings of `flags` (those given), the environment, and the file `config` or the one `WSISAM_CONFIG` names.
-
-    Raises `SettingsError` with one line that names the setting.
-    """
-    path = config or (Path(named) if (named := os.environ.get(CONFIG_VARIABLE)) else None)
-    if path is not None and not path.is_file():
-        raise SettingsError(f"there is no settings file {path}")
-    try:
-        return _settings_class(path)(**dict(flags))  # type: ignore[arg-type]  # pydantic checks the values
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"{path} is not TOML: {error}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"])) or "settings"
-        raise SettingsError(f"setting {name}: {first['msg'].removeprefix('Value error, ')}") from error
-
-
-def _settings_class(path: Path | None) -> type[Settings]:
-    class FileSettings(Settings):
-        model_config = SettingsConfigDict(toml_file=path)
-
-    return FileSettings
-
-
-def _without_password(url: str) -> str:
-    return re.sub(r"//[^/@]*@", "//…@", url)
