@@ -43,3 +43,57 @@ def create_app(
     encodes = BackgroundEncodes(executor)
     pictures = Pictures(settings.iiif_cache_bytes)
     trail = open_trail(settings)
+    gate = open_gate(
+        settings.keys,
+        issuer=settings.oidc_issuer,
+        audience=settings.oidc_audience,
+        roles_claim=settings.oidc_roles_claim,
+        roles=settings.oidc_roles,
+        skew_s=settings.oidc_skew_s,
+    )
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        trail.start()
+        try:
+            await executor.warm_up()
+            yield
+        finally:
+            pictures.close()
+            await gate.aclose()
+            await encodes.aclose()
+            await executor.aclose()
+            await asyncio.to_thread(trail.close)
+
+    app = FastAPI(
+        title="WSI-SAM",
+        description=DESCRIPTION,
+        version=version("wsisam"),
+        lifespan=lifespan,
+        openapi_url=None,  # and so no docs either: openapi.install serves both, to callers that may see them
+        redirect_slashes=False,
+        dependencies=[Depends(admit)],
+    )
+    nobody = VisibleSlides(catalogue, None)
+    app.state.admission = Admission(
+        gate, Shares(per_minute=settings.identity_requests_per_minute, work=settings.identity_work)
+    )
+    app.state.services = Services(settings, nobody, executor, Segmenter(executor, settings), encodes)
+    for routes in (slides, cache, segment, prewarm, image, health):
+        app.include_router(routes.router)
+    iiif.install(app, pictures)
+    page.install(app, page.PAGE_FOLDER)
+    sam.install(app, settings, install_weights)
+    problems.install(app)
+    openapi.install(app)
+    app.add_middleware(
+        LimitsMiddleware,
+        max_body_bytes=settings.max_body_bytes,
+        timeout_s=settings.request_timeout_s,
+        longer_s=sam.longer_timeouts(settings),
+    )
+    app.state.audit = trail
+    app.add_middleware(AuditMiddleware, trail=trail)
+    app.add_middleware(RequestMiddleware)
+    app.add_middleware(KeyInPath)
+    return app

@@ -174,3 +174,73 @@ class Settings(BaseSettings):
             raise ValueError("is HOST:PORT")
         return value
 
+    @field_validator("oidc_roles", mode="before")
+    @classmethod
+    def _from_json(cls, value: object) -> object:
+        """Environment variables and flags hold one text."""
+        return json.loads(value) if isinstance(value, str) else value
+
+    @property
+    def asks_callers(self) -> bool:
+        """Whether callers are asked who they are."""
+        return self.keys is not None or bool(self.oidc_issuer)
+
+    @property
+    def token_key(self) -> bytes:
+        """What refine tokens are signed with; random for this process where no secret is set."""
+        return self.secret.get_secret_value().encode() or _PROCESS_KEY
+
+    @property
+    def fingerprint_key(self) -> bytes | None:
+        """What fingerprints in view keys are hidden with, or None for plain fingerprints."""
+        return self.secret.get_secret_value().encode() or None
+
+    def describe(self) -> str:
+        """Every setting on a line of its own, secrets hidden; printed at start."""
+        shown = {name: getattr(self, name) for name in type(self).model_fields}
+        shown["store"] = _without_password(self.store)
+        shown["slides"] = ", ".join(_without_password(root) for root in self.slides) or "(none)"
+        shown["secret"] = "set" if self.fingerprint_key else "random for this process; refine tokens end with it"
+        width = max(map(len, shown))
+        return "\n".join(f"  {name:<{width}}  {value}" for name, value in shown.items())
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags, environment, settings file; no .env file is read behind the operator's back."""
+        return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls))
+
+
+def load_settings(flags: Mapping[str, object], config: Path | None = None) -> Settings:
+    """Settings of `flags` (those given), the environment, and the file `config` or the one `WSISAM_CONFIG` names.
+
+    Raises `SettingsError` with one line that names the setting.
+    """
+    path = config or (Path(named) if (named := os.environ.get(CONFIG_VARIABLE)) else None)
+    if path is not None and not path.is_file():
+        raise SettingsError(f"there is no settings file {path}")
+    try:
+        return _settings_class(path)(**dict(flags))  # type: ignore[arg-type]  # pydantic checks the values
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{path} is not TOML: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"])) or "settings"
+        raise SettingsError(f"setting {name}: {first['msg'].removeprefix('Value error, ')}") from error
+
+
+def _settings_class(path: Path | None) -> type[Settings]:
+    class FileSettings(Settings):
+        model_config = SettingsConfigDict(toml_file=path)
+
+    return FileSettings
+
+
+def _without_password(url: str) -> str:
+    return re.sub(r"//[^/@]*@", "//…@", url)
