@@ -154,6 +154,25 @@ async def test_a_client_that_has_the_tile_is_told_so(client: httpx.AsyncClient, 
     assert other.status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("asked", "canonical"),
+    [
+        ("0,0,1536,1024/1536,/0/color.jpg", "full/max/0/default.jpg"),
+        ("square/pct:50/!360/default.png", "256,0,1024,1024/512,512/!0/default.png"),
+        ("pct:0,0,50,50/^1536,/90/gray.jpg", "0,0,768,512/^1536,1024/90/gray.jpg"),
+    ],
+)
+async def test_every_picture_tells_its_canonical_address(
+    client: httpx.AsyncClient, slide_id: str, asked: str, canonical: str
+) -> None:
+    image = f"/v1/slides/{slide_id}/iiif"
+    answer = await client.get(f"{image}/{asked}")
+    profile, told = answer.headers["link"].split(", ")
+    assert profile == '<http://iiif.io/api/image/3/level2.json>;rel="profile"'
+    assert told == f'<http://test{image}/{canonical}>;rel="canonical"'
+    assert (await client.get(f"{image}/{canonical}")).content == answer.content
+
+
 async def test_description_is_json_or_json_ld_and_names_itself(client: httpx.AsyncClient, slide_id: str) -> None:
     address = f"/v1/slides/{slide_id}/iiif"
     moved = await client.get(address)

@@ -22,8 +22,11 @@ from wsisam_service.iiif import addresses as iiif
 from wsisam_service.iiif.pictures import Pictures, etag_of
 
 JSON_LD_MEDIA_TYPE = f'application/ld+json;profile="{iiif.CONTEXT}"'
-CACHE_CONTROL = "private, max-age=3600"
-"""Slides are patients' data: for the browser's own cache only."""
+CACHE_CONTROL = "private, no-cache"
+"""Slides are patients' data: for the browser's own cache only. It asks whether a tile is still the file's before it
+shows it again, which costs a 304: tissue that was replaced must not be seen.
+"""
+PROFILE_LINK = f'<{iiif.PROFILE}>;rel="profile"'
 PREFIX_HEADER = "x-forwarded-prefix"
 _PREFIX = re.compile(r"(/[\w.~-]+)+", re.ASCII)
 
@@ -83,7 +86,7 @@ async def show_information(slide_id: str, request: Request, services: ServicesDe
     slide = await asyncio.to_thread(services.catalogue.get, slide_id)
     document = iiif.information(_identifier(request).removesuffix("/info.json"), slide.width, slide.height)
     linked = "application/ld+json" in request.headers.get("accept", "")
-    headers = {"cache-control": "no-cache", "vary": "accept"} | _profile_link()
+    headers = {"cache-control": "no-cache", "vary": "accept", "link": PROFILE_LINK}
     return json_response(document, headers=headers, media_type=JSON_LD_MEDIA_TYPE if linked else JSON_MEDIA_TYPE)
 
 
@@ -112,20 +115,15 @@ async def show_picture(
     slide = await asyncio.to_thread(services.catalogue.get, slide_id)
     wanted = iiif.parse(region, size, rotation, quality_format, (slide.width, slide.height))
     etag = etag_of(slide, wanted)
+    image = _identifier(request).rsplit("/", 4)[0]
+    canonical = f'<{image}/{iiif.canonical(wanted, (slide.width, slide.height))}>;rel="canonical"'
+    headers = {"etag": etag, "cache-control": CACHE_CONTROL, "link": f"{PROFILE_LINK}, {canonical}"}
     if etag in request.headers.get("if-none-match", ""):
-        return Response(status_code=304, headers=_picture_headers(etag))
+        return Response(status_code=304, headers=headers)
     picture = pictures.held(etag)
     if picture is None:
         picture = await unless_client_gone(request, pictures.draw(etag, slide, wanted))
-    return Response(picture.content, media_type=picture.media_type, headers=_picture_headers(etag))
-
-
-def _picture_headers(etag: str) -> dict[str, str]:
-    return {"etag": etag, "cache-control": CACHE_CONTROL} | _profile_link()
-
-
-def _profile_link() -> dict[str, str]:
-    return {"link": f'<{iiif.PROFILE}>;rel="profile"'}
+    return Response(picture.content, media_type=picture.media_type, headers=headers)
 
 
 def _identifier(request: Request) -> str:

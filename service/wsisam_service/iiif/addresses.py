@@ -16,7 +16,7 @@ from wsisam_service.slides.pixels import MAX_REGION_PIXELS
 TILE_SIDE = 512
 CONTEXT = "http://iiif.io/api/image/3/context.json"
 PROFILE = "http://iiif.io/api/image/3/level2.json"
-EXTRA_FEATURES = ("mirroring", "profileLinkHeader", "sizeUpscaling")
+EXTRA_FEATURES = ("canonicalLinkHeader", "mirroring", "profileLinkHeader", "sizeUpscaling")
 EXTRA_QUALITIES = ("bitonal", "color", "gray")
 
 Quality = Literal["default", "color", "gray", "bitonal"]
@@ -54,6 +54,18 @@ def parse(region: str, size: str, rotation: str, quality_format: str, slide: tup
     quality, format = cast(tuple[Quality, Format], parts.groups())
     drawn = _size(size, (width, height))
     return ImageRequest((x, y, width, height), drawn, mirrored, quarter_turns, quality, format)
+
+
+def canonical(request: ImageRequest, slide: tuple[int, int]) -> str:
+    """The one spelling of a request's path that all who ask for the same picture share (section 4.7)."""
+    x, y, width, height = request.region
+    region = "full" if request.region == (0, 0, *slide) else f"{x},{y},{width},{height}"
+    larger = "^" if request.size[0] > width or request.size[1] > height else ""
+    spelled = f"{larger}{request.size[0]},{request.size[1]}"
+    size = next((word for word in ("max", "^max") if _size(word, (width, height)) == request.size), spelled)
+    rotation = f"{'!' if request.mirrored else ''}{request.quarter_turns * 90}"
+    quality = "default" if request.quality == "color" else request.quality
+    return f"{region}/{size}/{rotation}/{quality}.{request.format}"
 
 
 def information(identifier: str, width: int, height: int) -> dict[str, Any]:
