@@ -54,7 +54,7 @@ def build_service(settings: Settings) -> Service:
         backend = load_backend(settings)
         local = build_executor(settings, backend)
         executor, notes, install_weights = local, notes_of(backend), weights_installer(settings, local)
-    catalogue = Catalogue(settings.slides, tile_cache_bytes=settings.tile_cache_bytes, open_slides=settings.open_slides)
+    catalogue = open_catalogue(settings)
     try:
         app = create_app(settings, catalogue, executor, install_weights)
     except KeyFileError as error:
@@ -62,6 +62,19 @@ def build_service(settings: Settings) -> Service:
     except IssuerError as error:
         raise SettingsError(f"setting oidc_issuer: {error}") from error
     return Service(app, notes)
+
+
+def open_catalogue(settings: Settings) -> Catalogue:
+    """The slides of `settings`. Raises `SettingsError` for a PACS whose certificate or password cannot be read."""
+    try:
+        return Catalogue(
+            settings.slides,
+            tile_cache_bytes=settings.tile_cache_bytes,
+            open_slides=settings.open_slides,
+            pacs=settings.pacs,
+        )
+    except OSError as error:
+        raise SettingsError(f"setting pacs: {error}") from error
 
 
 def build_worker(settings: Settings) -> Service:

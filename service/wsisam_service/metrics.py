@@ -32,6 +32,11 @@ AUDIT_EVENTS = Counter(
 AUDIT_WAITING = Gauge("wsisam_audit_waiting", "Audit events that a sink has not taken yet.", ("sink",))
 AUDIT_FAILING = Gauge("wsisam_audit_failing", "1 while an audit sink takes no events.", ("sink",))
 
+PACS_SECONDS = Histogram(
+    "wsisam_pacs_seconds", "Questions to a PACS (search, metadata, frames, store).", ("question",), buckets=_SECONDS
+)
+PACS_ERRORS = Counter("wsisam_pacs_errors_total", "Questions that a PACS left unanswered.", ("question",))
+
 CACHE_BYTES = Gauge("wsisam_cache_bytes", "Bytes held by a cache (l1, memory, folder, tiles, iiif).", ("tier",))
 DEVICE_MEMORY = Gauge("wsisam_device_memory_bytes", "Memory of the GPU (used by all processes, total).", ("state",))
 STORE_ERRORS = Counter("wsisam_store_errors_total", "Calls of an embedding store that failed or took too long.")

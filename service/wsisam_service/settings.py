@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -23,6 +23,7 @@ from pydantic_settings import (
 )
 
 from wsisam_service.access.grants import SAME_NAMES, Grant
+from wsisam_service.dicom.pacs_settings import PacsSettings, check_root, is_pacs
 
 ENV_PREFIX = "WSISAM_"
 CONFIG_VARIABLE = "WSISAM_CONFIG"
@@ -42,7 +43,10 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     slides: Annotated[tuple[str, ...], NoDecode] = ()
-    """Roots of the slides: folders or fsspec URLs. In the environment separated by commas."""
+    """Roots of the slides: folders, fsspec URLs or dicomweb+https://HOST/PATH. In the environment separated by
+    commas."""
+    pacs: tuple[PacsSettings, ...] = ()
+    """Credentials, filters and limits of DICOMweb roots, in the settings file or as JSON (docs/PACS.md)."""
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     insecure: bool = False
@@ -154,6 +158,25 @@ class Settings(BaseSettings):
         """Environment variables hold one text; commas separate its parts."""
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
+    @field_validator("slides")
+    @classmethod
+    def _usable_roots(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(check_root(root) if is_pacs(root) else root for root in value)
+
+    @field_validator("pacs", mode="before")
+    @classmethod
+    def _read_json(cls, value: object) -> object:
+        """A flag holds one text."""
+        return json.loads(value) if isinstance(value, str) else value
+
+    @field_validator("pacs")
+    @classmethod
+    def _of_a_root(cls, value: tuple[PacsSettings, ...], info: ValidationInfo) -> tuple[PacsSettings, ...]:
+        for one in value:
+            if one.root not in info.data.get("slides", ()):
+                raise ValueError(f"{one.root} is not among the roots of slides")
+        return value
+
     @field_validator("store")
     @classmethod
     def _known_store(cls, value: str) -> str:
@@ -199,6 +222,7 @@ class Settings(BaseSettings):
         """Every setting on a line of its own, secrets hidden; printed at start."""
         shown = {name: getattr(self, name) for name in type(self).model_fields}
         shown["store"] = _without_password(self.store)
+        shown["pacs"] = ", ".join(one.root for one in self.pacs) or "(none)"
         shown["slides"] = ", ".join(_without_password(root) for root in self.slides) or "(none)"
         shown["secret"] = "set" if self.fingerprint_key else "random for this process; refine tokens end with it"
         width = max(map(len, shown))

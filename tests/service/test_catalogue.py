@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pytest
 
 from wsisam_service.errors import InvalidRequest, NotBrightfield, UnknownSlide, UnreadableSlide
-from wsisam_service.slides import catalogue as catalogue_module
+from wsisam_service.slides import roots as roots_module
 from wsisam_service.slides.catalogue import PROBLEM_S, RESCAN_S, Catalogue, Slide
 from wsisam_service.slides.opening import open_slide
 from wsisam_service.slides.reader import SlideReader
@@ -213,7 +213,7 @@ def test_opening_fails_once_for_a_while_then_is_tried_again(
         calls.append(1)
         raise OSError("the share is gone")
 
-    monkeypatch.setattr(catalogue_module, "open_slide", unreachable)
+    monkeypatch.setattr(roots_module, "open_slide", unreachable)
     (listed,) = catalogue.list().slides
     for _ in range(3):
         with pytest.raises(UnreadableSlide):
@@ -232,7 +232,7 @@ def test_slide_is_opened_once_however_many_ask(make_slide: MakeSlide, monkeypatc
         opened.append(arguments)
         return open_slide(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(catalogue_module, "open_slide", counted)
+    monkeypatch.setattr(roots_module, "open_slide", counted)
     root = make_slide().parent
     slide_id = only(Catalogue([str(root)])).id
     opened.clear()
@@ -259,7 +259,7 @@ def test_open_readers_are_bounded_and_reopen_when_needed(
         opened.append(arguments)
         return open_slide(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(catalogue_module, "open_slide", counted)
+    monkeypatch.setattr(roots_module, "open_slide", counted)
     catalogue = Catalogue([str(make_slide("4.ome.tif").parent)], open_slides=2)
     slides = [listed.slide for listed in catalogue.list().slides]
     assert len(opened) == 5
@@ -272,7 +272,7 @@ def test_open_readers_are_bounded_and_reopen_when_needed(
 def test_real_folder_lists_brightfield_and_names_what_is_refused(shared: Path) -> None:
     catalogue = Catalogue([str(shared / "data/slides")])
     listed = {entry.name: entry for entry in catalogue.list().slides}
-    assert sum(entry.slide is not None for entry in listed.values()) == 6
+    assert sum(entry.slide is not None and entry.slide.info.dicom is None for entry in listed.values()) == 6
     for name in ("grey16-microscope.tif", "hamamatsu-fluorescence-dapi.ndpi", "vectra-fluorescence.qptiff"):
         assert isinstance(listed[name].problem, NotBrightfield)
 

@@ -14,14 +14,16 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
-from wsisam_service.errors import InvalidRequest, ServiceError, UnknownSlide, UnreadableSlide
-from wsisam_service.slides.opening import open_slide
+from wsisam_service.dicom.pacs_settings import PacsSettings, is_pacs
+from wsisam_service.errors import InvalidRequest, PacsUnavailable, ServiceError, UnknownSlide, UnreadableSlide
+from wsisam_service.slides.items import EVERY_SLIDE, DicomQuery, OpenedSlide, SlideItem, Stamp
+from wsisam_service.slides.lanes import SHARED_LANE, Lane
+from wsisam_service.slides.pacs import PacsRoot, pacs_roots
 from wsisam_service.slides.reader import RgbImage, SlideInfo, SlideReader
-from wsisam_service.slides.roots import Root, SlideFile, Stamp
-from wsisam_service.slides.source import fingerprint
+from wsisam_service.slides.roots import Root
 from wsisam_service.slides.tiles import DEFAULT_TILE_CACHE_BYTES, TileCache
 from wsisam_service.views import believable_mpp
 
@@ -32,24 +34,35 @@ FRESH_S = 1.0
 PROBLEM_S = 30.0
 """A slide that could not be opened is tried again after this time, for the network may be back."""
 LISTING_THREADS = 8
+LISTING_WAIT_S = 3.0
+"""A listing waits this long for a PACS; what it has not told by then is named with that problem."""
 ID_LENGTH = 20
 """Base32 characters of a slide id: 100 bits."""
 
 
 class Slide(SlideReader):
-    """A slide of the catalogue, readable like its reader. `name` is the file's name without folders.
+    """A slide of the catalogue, readable like its reader. `name` is the file's name without folders. What reads it
+    from the event loop does so in its `lane`.
 
     It stays bound to the content that `fingerprint` names: once the file is replaced, reading raises
     `UnreadableSlide`, and `Catalogue.get` gives the new one.
     """
 
     def __init__(
-        self, slide_id: str, name: str, print_: str, info: SlideInfo, reader: Callable[[], SlideReader]
+        self,
+        slide_id: str,
+        name: str,
+        print_: str,
+        info: SlideInfo,
+        reader: Callable[[], SlideReader],
+        *,
+        lane: Lane = SHARED_LANE,
     ) -> None:
         self.id = slide_id
         self.name = name
         self.fingerprint = print_
         self.info = info
+        self.lane = lane
         self._reader = reader
 
     def read_region(self, level: int, x: int, y: int, width: int, height: int) -> RgbImage:
@@ -86,28 +99,32 @@ class SlidePage:
 
 @dataclass(slots=True)
 class _Entry:
-    """A file known to the catalogue, and what came of opening it."""
+    """A slide known to the catalogue, and what came of opening it."""
 
     id: str
-    file: SlideFile
+    item: SlideItem
     stamp: Stamp
     checked_s: float
     lock: threading.Lock = field(default_factory=threading.Lock)
     slide: Slide | None = None
     problem: ServiceError | None = None
     problem_s: float = 0.0
+    told: Future[ListedSlide | None] | None = None
+    """What a listing waits for, where a PACS has to be asked."""
 
     def lies_in(self, roots: AbstractSet[str] | None) -> bool:
         """Whether the file's root is one of `roots`; None is all."""
-        return roots is None or self.file.root.identity in roots
+        return roots is None or self.item.root.identity in roots
 
     @property
     def order(self) -> tuple[str, str]:
-        return self.file.name.casefold(), self.id
+        return self.item.name.casefold(), self.id
 
 
 class Catalogue:
-    """The slides of `roots`: folders, single files or fsspec URLs. `clock` gives seconds."""
+    """The slides of `roots`: folders, single files, fsspec URLs or DICOMweb services, the latter as `pacs` says.
+    `clock` gives seconds.
+    """
 
     def __init__(
         self,
@@ -115,34 +132,52 @@ class Catalogue:
         *,
         tile_cache_bytes: int = DEFAULT_TILE_CACHE_BYTES,
         open_slides: int = 64,
+        pacs: Sequence[PacsSettings] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._roots = [Root(location) for location in roots]
+        self._pacs = pacs_roots([location for location in roots if is_pacs(location)], pacs)
+        of_pacs = iter(self._pacs)
+        self._roots = [next(of_pacs) if is_pacs(location) else Root(location) for location in roots]
         self._tiles = TileCache(tile_cache_bytes)
         self._open_slides = open_slides
         self._clock = clock
         self._entries: dict[str, _Entry] = {}
+        self._pacs_listed: list[int] = []
         self._scanned_s: float | None = None
         self._scanning = threading.Lock()
         self._readers: OrderedDict[tuple[str, Stamp], SlideReader] = OrderedDict()
         self._readers_lock = threading.Lock()
 
     def readable(self) -> bool:
-        """Whether every root can be listed now."""
-        return all(root.readable() for root in self._roots)
+        """Whether every root of files can be listed now."""
+        return all(root.readable() for root in self._roots if isinstance(root, Root))
 
     @property
     def root_names(self) -> Sequence[str]:
         """What the roots are called, in the order given."""
         return [root.identity for root in self._roots]
 
+    def pacs_states(self) -> Sequence[str]:
+        """A line for each PACS that does not answer; its slides do not count for `readable`, others go on."""
+        return [f"PACS root {number} does not answer" for number, pacs in enumerate(self._pacs, 1) if not pacs.answers]
+
+    async def open(self, slide_id: str, roots: AbstractSet[str] | None = None) -> Slide:
+        """As `get`, for the event loop; a slide of a PACS is waited for in that PACS's lane. Also `Overloaded`."""
+        entry = self._entry(slide_id, roots)
+        return await (SHARED_LANE if entry is None else entry.item.lane).run(self.get, slide_id, roots)
+
     def get(self, slide_id: str, roots: AbstractSet[str] | None = None) -> Slide:
-        """The slide of `slide_id` as its file is now, if it lies in a root named in `roots` (None: any). Raises
-        `UnknownSlide`, also after the same time for one in another root, `UnreadableSlide`, `NotBrightfield`.
+        """The slide of `slide_id` as it is now, if it lies in a root named in `roots` (None: any). Raises
+        `UnknownSlide`, also after the same time for one in another root, `UnreadableSlide`, `NotBrightfield`, and
+        `PacsUnavailable`, also where it may lie in a PACS that has never answered.
         """
         if self._entry(slide_id, roots) is None:
             self.rescan()
         if self._entry(slide_id, roots) is None:
+            self._await_pacs(roots)
+        if self._entry(slide_id, roots) is None:
+            if any(not pacs.listed and (roots is None or pacs.identity in roots) for pacs in self._pacs):
+                raise PacsUnavailable("A PACS that may have this slide has not answered yet.")
             raise UnknownSlide("There is no slide with this id.")
         entry = self._current(slide_id)
         with entry.lock:
@@ -153,20 +188,32 @@ class Catalogue:
             return entry.slide
 
     def list(
-        self, q: str = "", limit: int = 100, cursor: str | None = None, roots: AbstractSet[str] | None = None
+        self,
+        q: str = "",
+        limit: int = 100,
+        cursor: str | None = None,
+        roots: AbstractSet[str] | None = None,
+        dicom: DicomQuery = EVERY_SLIDE,
     ) -> SlidePage:
-        """Slides whose names contain `q` in any case, by name, from `cursor` on; those of the roots named in `roots`,
-        of all with None. Raises `InvalidRequest`.
+        """Slides whose names contain `q` in any case and that `dicom` means, by name, from `cursor` on; those of the
+        roots named in `roots`, of all with None. Raises `InvalidRequest`.
         """
         after = None if cursor is None else _decode_cursor(cursor)
+        if dicom != EVERY_SLIDE:  # asked for by name: it may have come to the PACS a moment ago
+            for pacs in self._pacs:
+                pacs.refresh(max_age_s=RESCAN_S)
         self.rescan()
+        self._await_pacs(roots, all_=dicom != EVERY_SLIDE)
         wanted = q.casefold()
-        seen = (entry for entry in self._entries.values() if entry.lies_in(roots))
-        entries = sorted((entry for entry in seen if wanted in entry.file.name.casefold()), key=lambda e: e.order)
+        seen = (entry for entry in self._entries.values() if entry.lies_in(roots) and dicom.means(entry.item.ids))
+        entries = sorted((entry for entry in seen if wanted in entry.item.name.casefold()), key=lambda e: e.order)
         rest = [entry for entry in entries if after is None or entry.order > after]
         page = rest[: max(1, limit)]
+        told = self._ask_pacs(page)
+        here = [entry for entry in page if entry.id not in told]
         with ThreadPoolExecutor(LISTING_THREADS, thread_name_prefix="listing") as threads:
-            slides = [listed for listed in threads.map(self._listed, page) if listed is not None]
+            told |= zip((entry.id for entry in here), threads.map(self._listed, here), strict=True)
+        slides = [listed for entry in page if (listed := told[entry.id]) is not None]
         return SlidePage(slides, _encode_cursor(page[-1].order) if len(rest) > len(page) else None)
 
     def drop_tiles(self, slide_id: str) -> None:
@@ -177,31 +224,66 @@ class Catalogue:
             reader.drop_tiles()
 
     def rescan(self) -> None:
-        """List the roots, unless that was done a moment ago. A root that cannot be listed keeps its slides."""
+        """List the files, unless that was done a moment ago, and take over what the PACS's have told. A root that
+        cannot be listed keeps its slides.
+        """
         with self._scanning:
             now = self._clock()
-            if self._scanned_s is not None and now - self._scanned_s < RESCAN_S:
+            due = self._scanned_s is None or now - self._scanned_s >= RESCAN_S
+            listed = [pacs.refresh() for pacs in self._pacs]
+            if not due and listed == self._pacs_listed:
                 return
             found: dict[str, _Entry] = {}
             seen: Counter[str] = Counter()
             for root in self._roots:
                 seen[root.identity] += 1
-                found |= self._scan(root, f"{root.identity}#{seen[root.identity]}", now)
-            self._entries = found
-            self._scanned_s = self._clock()
+                if due or isinstance(root, PacsRoot):
+                    found |= self._scan(root, f"{root.identity}#{seen[root.identity]}", now)
+                else:
+                    found |= self._of_root(root)
+            self._entries, self._pacs_listed = found, listed
+            if due:
+                self._scanned_s = self._clock()
 
-    def _scan(self, root: Root, identity: str, now: float) -> dict[str, _Entry]:
+    def _scan(self, root: Root | PacsRoot, identity: str, now: float) -> dict[str, _Entry]:
         found: dict[str, _Entry] = {}
         try:
-            for file, stamp in root.files():
-                slide_id = _slide_id(identity, file.relative)
+            for item, stamp in root.items():
+                slide_id = _slide_id(identity, item.relative)
                 known = self._entries.get(slide_id)
-                entry = known if known is not None and known.stamp == stamp else _Entry(slide_id, file, stamp, now)
-                entry.checked_s = now
+                entry = known if known is not None and known.stamp == stamp else _Entry(slide_id, item, stamp, now)
+                entry.item, entry.checked_s = item, now
                 found[slide_id] = entry
         except OSError:
-            return {slide_id: entry for slide_id, entry in self._entries.items() if entry.file.root is root}
+            return self._of_root(root)
         return found
+
+    def _of_root(self, root: Root | PacsRoot) -> dict[str, _Entry]:
+        return {slide_id: entry for slide_id, entry in self._entries.items() if entry.item.root is root}
+
+    def _await_pacs(self, roots: AbstractSet[str] | None, *, all_: bool = False) -> None:
+        """Wait a moment for the listings under way of each PACS that has never been listed, or of all."""
+        asked = [pacs for pacs in self._pacs if roots is None or pacs.identity in roots]
+        if waited := [pacs.refreshing for pacs in asked if pacs.refreshing and (all_ or not pacs.listed)]:
+            wait(waited, timeout=LISTING_WAIT_S)
+            self.rescan()
+
+    def _ask_pacs(self, entries: Sequence[_Entry]) -> dict[str, ListedSlide | None]:
+        """What comes of opening slides of a PACS, as far as it is told soon; asking goes on behind the answer."""
+        asked: dict[str, Future[ListedSlide | None]] = {}
+        for entry in entries:
+            threads = entry.item.lane.listing
+            if threads is not None:
+                if entry.told is None or (entry.told.done() and entry.slide is None):
+                    entry.told = threads.submit(self._listed, entry)
+                asked[entry.id] = entry.told
+        wait(asked.values(), timeout=LISTING_WAIT_S)
+        late = PacsUnavailable("The PACS has not told of this slide yet; ask again.")
+        return {
+            entry.id: told.result() if told.done() else ListedSlide(entry.id, entry.item.name, None, late)
+            for entry in entries
+            if (told := asked.get(entry.id)) is not None
+        }
 
     def _entry(self, slide_id: str, roots: AbstractSet[str] | None) -> _Entry | None:
         entry = self._entries.get(slide_id)
@@ -216,40 +298,43 @@ class Catalogue:
         if now - entry.checked_s < FRESH_S:
             return entry
         try:
-            stamp = entry.file.stamp()
+            renewed = entry.item.renewed()
         except OSError as error:
             raise UnreadableSlide("The slide's file cannot be reached.") from error
-        if stamp is None:
+        if renewed is None:
             self._entries.pop(slide_id, None)
             raise UnknownSlide("There is no slide with this id any more.")
+        item, stamp = renewed
         if stamp != entry.stamp:
-            entry = self._entries[slide_id] = _Entry(slide_id, entry.file, stamp, now)
-        entry.checked_s = now
+            entry = self._entries[slide_id] = _Entry(slide_id, item, stamp, now)
+        entry.item, entry.checked_s = item, now
         return entry
 
     def _listed(self, entry: _Entry) -> ListedSlide | None:
         try:
-            return ListedSlide(entry.id, entry.file.name, self.get(entry.id), None)
+            return ListedSlide(entry.id, entry.item.name, self.get(entry.id), None)
         except UnknownSlide:
             return None
         except ServiceError as problem:
-            return ListedSlide(entry.id, entry.file.name, None, problem)
+            return ListedSlide(entry.id, entry.item.name, None, problem)
 
     def _open(self, entry: _Entry) -> Slide:
         entry.problem = None
         try:
-            source = entry.file.open()
-            reader = open_slide(source, self._tiles)
-            print_ = fingerprint(source)
+            opened = entry.item.open(self._tiles)
+            print_ = opened.fingerprint()
         except OSError as error:
             entry.problem = UnreadableSlide("The slide's file cannot be read.")
             entry.problem_s = self._clock()
             raise entry.problem from error
+        except PacsUnavailable:
+            raise  # nothing is wrong with the slide, and the PACS knows how long it is left alone
         except ServiceError as problem:
             entry.problem, entry.problem_s = problem, self._clock()
             raise
-        self._keep(entry, reader)
-        return Slide(entry.id, entry.file.name, print_, reader.info, lambda: self._reader(entry))
+        self._keep(entry, opened)
+        info, lane = opened.reader.info, entry.item.lane
+        return Slide(entry.id, entry.item.name, print_, info, lambda: self._reader(entry), lane=lane)
 
     def _reader(self, entry: _Entry) -> SlideReader:
         """The open reader of `entry`, opened again where it had to make room."""
@@ -260,18 +345,19 @@ class Catalogue:
                     self._readers.move_to_end((entry.id, entry.stamp))
                     return reader
             try:
-                if entry.file.stamp() != entry.stamp:
+                renewed = entry.item.renewed()
+                if renewed is None or renewed[1] != entry.stamp:
                     raise UnreadableSlide("The slide's file has been replaced; ask again.")
-                reader = open_slide(entry.file.open(), self._tiles)
+                opened = entry.item.open(self._tiles)
             except OSError as error:
                 raise UnreadableSlide("The slide's file cannot be read.") from error
-            self._keep(entry, reader)
-            return reader
+            self._keep(entry, opened)
+            return opened.reader
 
-    def _keep(self, entry: _Entry, reader: SlideReader) -> None:
+    def _keep(self, entry: _Entry, opened: OpenedSlide) -> None:
         """Readers that have to go are dropped, not closed: whoever still reads from one keeps it alive."""
         with self._readers_lock:
-            self._readers[entry.id, entry.stamp] = reader
+            self._readers[entry.id, entry.stamp] = opened.reader
             while len(self._readers) > self._open_slides:
                 self._readers.popitem(last=False)
 

@@ -1,9 +1,10 @@
-"""Slide roots: a folder, a single file, or an fsspec URL; what lies in them, without ever leaving them."""
+"""Roots of files: a folder, a single file, or an fsspec URL; what lies in them, without ever leaving them."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,35 +13,47 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from wsisam_service.slides.opening import SLIDE_SUFFIXES
-from wsisam_service.slides.source import ByteSource, open_bytes
-
-Stamp = tuple[int, str]
-"""A file's size, and whatever its file system changes when the content changes."""
+from wsisam_service.errors import ServiceError
+from wsisam_service.slides.dicom_files import (
+    DICOM_SUFFIXES,
+    DamagedDicom,
+    DicomIndex,
+    DicomSeries,
+    FoundFile,
+    group,
+    named_like_dicom,
+)
+from wsisam_service.slides.items import OpenedSlide, SlideItem, Stamp
+from wsisam_service.slides.lanes import SHARED_LANE, Lane
+from wsisam_service.slides.opening import SLIDE_SUFFIXES, open_slide
+from wsisam_service.slides.source import ByteSource, fingerprint, open_bytes
+from wsisam_service.slides.tiles import TileCache
 
 _CHANGE_KEYS = ("mtime", "LastModified", "last_modified", "updated", "ETag", "etag", "created")
 
 
 @dataclass(frozen=True, slots=True)
 class SlideFile:
-    """A file under a root. `relative` is its path from the root with "/" between names."""
+    """A `SlideItem` in one file. `relative` is its path from the root with "/" between names."""
 
     root: Root
     relative: str
     path: str
+    ids: None = None
+    lane: Lane = SHARED_LANE
 
     @property
     def name(self) -> str:
         """File name without folders."""
         return self.relative.rsplit("/", 1)[-1]
 
-    def stamp(self) -> Stamp | None:
-        """The file's stamp now; None where it is gone or leads out of its root. Raises OSError."""
-        return self.root.stamp(self.path)
+    def renewed(self) -> tuple[SlideFile, Stamp] | None:
+        stamp = self.root.stamp(self.path)
+        return None if stamp is None else (self, stamp)
 
-    def open(self) -> ByteSource:
-        """Raises OSError."""
-        return open_bytes(self.root.filesystem, self.path)
+    def open(self, tiles: TileCache) -> OpenedSlide:
+        source = self.root.open(self.path)
+        return OpenedSlide(open_slide(source, tiles), lambda: fingerprint(source))
 
 
 class Root:
@@ -57,6 +70,7 @@ class Root:
             self.base = os.path.dirname(self.base)
             self._file_name = os.path.basename(path)
         self.identity = self._folder_name(path) if self.local else _without_credentials(location)
+        self._dicom = DicomIndex(self.open)
 
     def readable(self) -> bool:
         """Whether the root can be listed now."""
@@ -65,15 +79,29 @@ class Root:
         except OSError:
             return False
 
-    def files(self) -> Iterator[tuple[SlideFile, Stamp]]:
-        """Every file that is named like a slide, with its stamp; hidden files and folders apart. Raises OSError."""
+    def items(self) -> Iterator[tuple[SlideItem, Stamp]]:
+        """Every file that is named like a slide, and every series of DICOM files, with their stamps; hidden files and
+        folders apart. Raises OSError.
+        """
+        dicom = []
         for relative, path in self._local_paths() if self.local else self._remote_paths():
             stamp = self.stamp(path)
-            if stamp is not None:
+            if stamp is None:
+                continue
+            if relative.lower().endswith(SLIDE_SUFFIXES):
                 yield SlideFile(self, relative, path), stamp
+            else:
+                dicom.append(FoundFile(relative, path, stamp))
+        self._dicom.forget_others(dicom)
+        for item in self._dicom_items(dicom):
+            yield item, item.stamp
+
+    def open(self, path: str) -> ByteSource:
+        """Raises OSError."""
+        return open_bytes(self.filesystem, path)
 
     def stamp(self, path: str) -> Stamp | None:
-        """See `SlideFile.stamp`."""
+        """The stamp of the file there now; None where it is gone or leads out of its root. Raises OSError."""
         if self.local:
             real = os.path.realpath(path)
             if not real.startswith(os.path.join(self.base, "")) or not os.path.isfile(real):
@@ -86,6 +114,40 @@ class Root:
             return None
         return int(info.get("size") or 0), " ".join(str(info[key]) for key in _CHANGE_KEYS if key in info)
 
+    def _dicom_items(self, files: Iterable[FoundFile]) -> Iterator[DicomSeries | DamagedDicom]:
+        identified = []
+        for file, found in self._dicom.identify(files):
+            if isinstance(found, ServiceError):
+                yield DamagedDicom(self, file, found, self.stamp)
+            else:
+                identified.append((file, found))
+        for ids, members in group(identified):
+            yield DicomSeries(self, members, ids, self.open, self._series_again)
+
+    def _series_again(self, series: DicomSeries) -> tuple[DicomSeries, Stamp] | None:
+        """The series as its folders have it now. Behind a URL, as it was listed: each look there is a request."""
+        if not self.local:
+            return series, series.stamp
+        folders = {folder: _changed_ns(folder) for folder in {os.path.dirname(f.path) for f in series.files.values()}}
+        if folders == series.folders and all(self.stamp(file.path) == file.stamp for file in series.files.values()):
+            return series, series.stamp
+        found = []
+        for folder in folders:
+            with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+                for entry in entries:
+                    stamp = self.stamp(entry.path) if _may_be_dicom(entry.name) else None
+                    if stamp is not None:
+                        found.append(FoundFile(self._relative(entry.path), entry.path, stamp))
+        known = [(file, ids) for file, ids in self._dicom.identify(found) if not isinstance(ids, ServiceError)]
+        for ids, members in group(known):
+            if ids.series_uid == series.ids.series:
+                now = DicomSeries(self, members, ids, self.open, self._series_again, folders=folders)
+                return now, now.stamp
+        return None
+
+    def _relative(self, path: str) -> str:
+        return os.path.relpath(path, self.base).replace(os.sep, "/")
+
     def _folder_name(self, path: str) -> str:
         folder = os.path.dirname(os.path.abspath(path)) if self._single_file else os.path.abspath(path)
         return os.path.basename(folder)
@@ -97,9 +159,10 @@ class Root:
         os.scandir(self.base).close()  # os.walk keeps silent about a root that cannot be read
         for folder, folders, names in os.walk(self.base):  # does not follow links to folders
             folders[:] = [name for name in folders if not name.startswith(".")]
-            for name in filter(_named_like_a_slide, names):
-                path = os.path.join(folder, name)
-                yield os.path.relpath(path, self.base).replace(os.sep, "/"), path
+            for name in names:
+                if _named_like_a_slide(name) or _may_be_dicom(name):
+                    path = os.path.join(folder, name)
+                    yield self._relative(path), path
 
     def _remote_paths(self) -> Iterator[tuple[str, str]]:
         self.filesystem.invalidate_cache()
@@ -107,12 +170,25 @@ class Root:
         for path in paths:
             relative = path[len(self.base) :].lstrip("/")
             folders, name = relative.split("/")[:-1], relative.rsplit("/", 1)[-1]
-            if _named_like_a_slide(name) and not any(folder.startswith(".") for folder in folders):
+            wanted = name.lower().endswith((*SLIDE_SUFFIXES, *DICOM_SUFFIXES)) and not name.startswith(".")
+            if wanted and not any(folder.startswith(".") for folder in folders):
                 yield relative, path
 
 
 def _named_like_a_slide(name: str) -> bool:
     return not name.startswith(".") and name.lower().endswith(SLIDE_SUFFIXES)
+
+
+def _changed_ns(folder: str) -> int:
+    """When something last came to a folder or left it; 0 where it is gone."""
+    try:
+        return os.stat(folder).st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def _may_be_dicom(name: str) -> bool:
+    return named_like_dicom(name) and not _named_like_a_slide(name)
 
 
 def _without_credentials(url: str) -> str:

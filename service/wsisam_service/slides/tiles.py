@@ -44,16 +44,25 @@ class TileCache:
 
     def get(self, key: TileKey, decode: Callable[[], npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
         """The tile of `key`, decoded with `decode` where it is not held."""
+        tile = self.held(key)
+        if tile is None:
+            tile = decode()
+            self.keep(key, tile)
+        return tile
+
+    def held(self, key: TileKey) -> npt.NDArray[np.uint8] | None:
+        """The tile of `key`, where it is held."""
         with self._lock:
             tile = self._tiles.get(key)
             if tile is not None:
                 self._tiles.move_to_end(key)
-                return tile
-        tile = decode()
+            return tile
+
+    def keep(self, key: TileKey, tile: npt.NDArray[np.uint8]) -> None:
+        """Hold `tile`; those used longest ago make room."""
         with self._lock:
             if key not in self._tiles and tile.nbytes <= self.max_bytes:
                 self._tiles[key] = tile
                 self._bytes += tile.nbytes
                 while self._bytes > self.max_bytes:
                     self._bytes -= self._tiles.popitem(last=False)[1].nbytes
-        return tile

@@ -1,0 +1,135 @@
+"""Headers of DICOM files, parsed by pydicom within bounds: what identifies an instance, and everything but its pixels.
+
+A file may lie about every length. So a header is read through a counter that stops long before memory does, and a
+deflated data set, which could inflate to anything, is not read at all.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from dataclasses import dataclass
+from typing import IO, Any, cast
+
+import pydicom
+from pydicom import config
+from pydicom.dataset import FileMetaDataset
+from pydicom.filereader import read_dataset
+from pydicom.tag import Tag
+from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
+
+from wsisam_service.errors import UnreadableSlide
+
+WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
+"""SOP class of VL Whole Slide Microscopy images."""
+_DEFLATED = "1.2.840.10008.1.2.1.99"
+
+MAX_SUMMARY_BYTES = 1 << 20
+MAX_HEADER_BYTES = 256 << 20
+"""A sparse level has some 300 bytes per tile here."""
+_PREAMBLE_BYTES = 128
+_MAGIC = b"DICM"
+
+_SERIES_UID_TAG = 0x0020000E
+_SUMMARY_TAGS: list[Any] = [
+    Tag(name)
+    for name in ("SOPClassUID", "SOPInstanceUID", "AccessionNumber", "StudyInstanceUID", "SeriesInstanceUID")
+]
+_UID = re.compile(r"[0-9.]{1,64}")
+
+config.settings.reading_validation_mode = config.IGNORE  # its warnings quote values
+logging.getLogger("pydicom").disabled = True  # so does its log
+warnings.filterwarnings("ignore", module="pydicom")
+
+BROKEN = "The DICOM file is damaged."
+
+
+@dataclass(frozen=True, slots=True)
+class Identifiers:
+    """What names an instance; every UID is digits and dots."""
+
+    study_uid: str
+    series_uid: str
+    sop_uid: str
+    accession: str | None
+
+
+def has_magic(file: IO[bytes]) -> bool:
+    """Whether `file` says at its start that it is DICOM. Raises OSError."""
+    file.seek(0)
+    return file.read(_PREAMBLE_BYTES + len(_MAGIC))[_PREAMBLE_BYTES:] == _MAGIC
+
+
+def read_identifiers(file: IO[bytes]) -> Identifiers | None:
+    """What identifies the whole slide image in `file`; None where it is DICOM of another kind.
+
+    Raises `UnreadableSlide`, OSError.
+    """
+    header = _parse(file, MAX_SUMMARY_BYTES, stop_after=_SERIES_UID_TAG, tags=_SUMMARY_TAGS)
+    return identifiers(header) if str(header.get("SOPClassUID", "")) == WHOLE_SLIDE else None
+
+
+def identifiers(header: pydicom.Dataset) -> Identifiers:
+    """Raises `UnreadableSlide` where a UID is missing or none."""
+    uids = [str(header.get(name, "")) for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")]
+    if not all(map(_UID.fullmatch, uids)):
+        raise UnreadableSlide("The DICOM header gives no usable study, series or instance UID.")
+    return Identifiers(uids[0], uids[1], uids[2], str(header.get("AccessionNumber") or "").strip() or None)
+
+
+def read_header(file: IO[bytes]) -> tuple[pydicom.Dataset, int]:
+    """Everything before the pixel data with the file's meta group, and the position of the pixel data's element.
+
+    Raises `UnreadableSlide`, OSError.
+    """
+    header = _parse(file, MAX_HEADER_BYTES)
+    return header, file.tell()
+
+
+def _parse(
+    file: IO[bytes], max_bytes: int, *, stop_after: int = 0x7FE00007, tags: list[Any] | None = None
+) -> pydicom.Dataset:
+    bounded = cast(Any, _Bounded(file, max_bytes))
+    try:
+        if not has_magic(file):
+            raise UnreadableSlide("The file is not DICOM.")
+        meta = read_dataset(
+            bounded, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, *_: tag >> 16 != 2
+        )
+        syntax = str(meta.get("TransferSyntaxUID", ""))
+        if syntax == _DEFLATED:
+            raise UnreadableSlide("Deflated DICOM data sets are not read.")
+        header = read_dataset(
+            bounded,
+            is_implicit_VR=syntax == ImplicitVRLittleEndian,
+            is_little_endian=syntax != ExplicitVRBigEndian,
+            stop_when=lambda tag, *_: tag > stop_after,
+            specific_tags=tags,
+        )
+    except (OSError, UnreadableSlide):
+        raise
+    except Exception as error:  # pydicom raises whatever a damaged file leads it to
+        raise UnreadableSlide(BROKEN) from error
+    header.file_meta = FileMetaDataset(meta)
+    return header
+
+
+class _Bounded:
+    """A binary file of which at most `max_bytes` are read; skipping is free."""
+
+    def __init__(self, file: IO[bytes], max_bytes: int) -> None:
+        self._file = file
+        self._left = max_bytes
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= self._left:
+            raise UnreadableSlide("The DICOM header is larger than a header can be.")
+        self._left -= size
+        return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()

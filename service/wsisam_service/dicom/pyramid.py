@@ -1,0 +1,91 @@
+"""The images of one series as one pyramid: which belong together, and what is missing."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from wsisam_service.dicom.image import Positions, SlideImage, tiles_in
+from wsisam_service.errors import UnreadableSlide
+
+ASPECT_TOLERANCE = 0.02
+"""Levels whose sides are reduced by factors this different, beyond a pixel of rounding, show something else."""
+ROUNDING_PX = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class DicomLevel:
+    """One level: tile `i` has its upper left corner at (`x[i]`, `y[i]`) and is frame `frame[i]` of the image
+    `images[image[i]]`; all tiles are of size `tile` (width, height).
+    """
+
+    matrix: tuple[int, int]
+    tile: tuple[int, int]
+    downsample: tuple[float, float]
+    images: Sequence[SlideImage]
+    x: Positions
+    y: Positions
+    image: Positions
+    frame: Positions
+
+    def tiles_over(self, x: int, y: int, width: int, height: int) -> Positions:
+        """Numbers of the tiles that meet a rectangle of this level."""
+        right, bottom = self.x + self.tile[0], self.y + self.tile[1]
+        return np.flatnonzero((self.x < x + width) & (right > x) & (self.y < y + height) & (bottom > y))
+
+
+def build_pyramid(images: Sequence[SlideImage]) -> list[DicomLevel]:
+    """The levels, finest first. A coarser level of which parts are missing is left out, the finest one may lack none.
+
+    Raises `UnreadableSlide`.
+    """
+    if not images:
+        raise UnreadableSlide("The DICOM series has no image of the slide that may be shown.")
+    sizes: dict[tuple[int, int], list[SlideImage]] = defaultdict(list)
+    finest = max(images, key=lambda image: image.matrix[0] * image.matrix[1])
+    for image in images:
+        if image.pyramid_uid == finest.pyramid_uid:
+            sizes[image.matrix].append(image)
+    levels = []
+    for matrix in sorted(sizes, key=lambda size: size[0] * size[1], reverse=True):
+        downsample = _downsample(finest, sizes[matrix][0])
+        if downsample is None:
+            continue
+        level = _level(matrix, downsample, sizes[matrix])
+        if level is not None:
+            levels.append(level)
+        elif matrix == finest.matrix:
+            raise UnreadableSlide("The DICOM series is incomplete: parts of its finest level are missing.")
+    return levels
+
+
+def _level(matrix: tuple[int, int], downsample: tuple[float, float], images: list[SlideImage]) -> DicomLevel | None:
+    """Tiles of all instances of one size: parts of a concatenation, or the same again, of which the first counts."""
+    images = sorted(images, key=lambda image: (image.part, image.sop_uid))
+    tile, origin = images[0].tile, images[0].origin_mm
+    images = [image for image in images if (image.tile, image.origin_mm) == (tile, origin)]
+    x, y, frame = (np.concatenate([getattr(image, name) for image in images]) for name in ("x", "y", "frames"))
+    number = np.repeat(np.arange(len(images)), [len(image.frames) for image in images])
+    _, first = np.unique(np.stack([x, y]), axis=1, return_index=True)
+    first.sort()
+    if images[0].every_tile and len(first) < tiles_in(matrix, tile):
+        return None
+    return DicomLevel(matrix, tile, downsample, images, x[first], y[first], number[first], frame[first])
+
+
+def _downsample(full: SlideImage, reduced: SlideImage) -> tuple[float, float] | None:
+    """Level-0 pixels per pixel of a level; None where `reduced` is no reduction of `full`.
+
+    Converters and scanners reduce by whole factors and drop or round what does not fill a last pixel; quotients of
+    the sizes would shift the far end by up to a pixel of the level.
+    """
+    x, y = (a / b for a, b in zip(full.matrix, reduced.matrix, strict=True))
+    by_spacing = reduced.mpp / full.mpp if full.mpp and reduced.mpp else 0.0
+    for factor in (round(by_spacing), round((x + y) / 2)):
+        if factor and all(abs(a / factor - b) < 1 for a, b in zip(full.matrix, reduced.matrix, strict=True)):
+            return float(factor), float(factor)
+    slack = ASPECT_TOLERANCE + ROUNDING_PX / min(reduced.matrix)
+    return (x, y) if abs(x / y - 1) <= slack else None

@@ -1,0 +1,310 @@
+"""A DICOMweb service as a client: QIDO-RS, WADO-RS and STOW-RS, with every answer bounded in time and bytes.
+
+Requests run on an event loop in a thread of their own, because only there a limit of time holds for all of an answer:
+a server may send its header byte by byte. Nothing of an answer decides where the next request goes: redirects and
+bulk data URIs are not followed. No message here, and no log line, names the service, a patient or a UID.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import ssl
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import orjson
+
+from wsisam_service.dicom.multipart import read_parts, write_parts
+from wsisam_service.dicom.pacs_settings import PacsSettings
+from wsisam_service.errors import NotSupported, PacsUnavailable, UnreadableSlide
+from wsisam_service.metrics import PACS_ERRORS, PACS_SECONDS
+from wsisam_service.stores.breaker import Breaker, CircuitOpen
+
+T = TypeVar("T")
+Json = Mapping[str, Any]
+"""A data set in the DICOM JSON model."""
+
+MAX_LISTING_BYTES = 32 << 20
+MAX_METADATA_BYTES = 256 << 20
+"""A sparse level of a large slide has some hundred bytes per tile."""
+MAX_STORED_ANSWER_BYTES = 4 << 20
+FRAME_SLACK = 1 << 16
+"""Bytes that a frame may have over those of its pixels, its part's header included."""
+PAGE = 500
+"""Series asked for at a time."""
+
+_BACKOFF_S = (0.2, 0.6)
+"""Pauses before a question is asked again."""
+_TRY_AGAIN = {429, 502, 503, 504}
+_FAILURES, _PAUSE_S = 2, 2.0
+"""Questions in a row that may fail before the PACS is left alone, and for how long."""
+
+_DICOM_JSON = "application/dicom+json"
+_AS_STORED = (
+    'multipart/related; type="application/octet-stream"; transfer-syntax=*',
+    # for services that do not know the asterisk
+    ", ".join(
+        f'multipart/related; type="{media}"; transfer-syntax={syntax}'
+        for media, syntax in (
+            ("image/jpeg", "1.2.840.10008.1.2.4.50"),
+            ("image/jp2", "1.2.840.10008.1.2.4.90"),
+            ("image/jp2", "1.2.840.10008.1.2.4.91"),
+            ("image/jls", "1.2.840.10008.1.2.4.80"),
+            ("image/jls", "1.2.840.10008.1.2.4.81"),
+            ("application/octet-stream", "1.2.840.10008.1.2.1"),
+        )
+    ),
+)
+"""What is asked for, one after the other until the service takes one: frames as they are stored. Anything else would
+be compressed anew, once per frame, and larger."""
+
+_GONE = "The PACS does not answer."
+_RUBBISH = "The PACS answers what is not DICOMweb."
+
+logging.getLogger("httpx").setLevel(logging.WARNING)  # its info lines have URLs, and so UIDs
+
+
+@dataclass(frozen=True, slots=True)
+class FoundSeries:
+    """A series that a QIDO-RS search gave; `instances` as far as it says."""
+
+    study: str
+    series: str
+    accession: str | None
+    instances: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    status: int
+    content_type: str
+    body: bytes
+
+
+class DicomWeb:
+    """One service; safe for concurrent use. Everything blocks, at most `total_s` of its settings."""
+
+    def __init__(self, settings: PacsSettings) -> None:
+        """Raises OSError for a certificate or a password that cannot be read."""
+        self._settings = settings
+        self._http = httpx.AsyncClient(
+            base_url=settings.url,
+            verify=_tls(settings) if settings.url.startswith("https:") else True,
+            timeout=httpx.Timeout(settings.read_s, connect=settings.connect_s, pool=settings.total_s),
+            limits=httpx.Limits(max_connections=64, max_keepalive_connections=32, keepalive_expiry=60),
+            follow_redirects=False,
+            trust_env=False,  # no proxy and no .netrc that nobody set here
+            headers={"accept-encoding": "identity", "user-agent": "wsisam"},
+        )
+        self._breaker = Breaker(failures=_FAILURES, pause_s=_PAUSE_S)
+        self._as_stored = 0
+        self.answers = True
+        """Whether the last question was answered."""
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="dicomweb", daemon=True).start()
+        self._authorization()  # a password file that is missing is told at start
+
+    def search(self, conditions: Mapping[str, str], at_most: int) -> list[FoundSeries]:
+        """Series of slides that meet `conditions`, page by page. Raises `PacsUnavailable`."""
+        found: dict[str, FoundSeries] = {}
+        asked = 0
+        while len(found) < at_most:
+            page = self._search_page(conditions, asked)
+            new = [series for series in page if series.series not in found]
+            found |= {series.series: series for series in new}
+            asked += len(page)
+            if len(page) < PAGE or not new:  # some services know no pages and give everything each time
+                break
+        return list(found.values())[:at_most]
+
+    def _search_page(self, conditions: Mapping[str, str], offset: int) -> list[FoundSeries]:
+        fields = ("AccessionNumber", "NumberOfSeriesRelatedInstances")
+        query = [("Modality", "SM"), *conditions.items(), *(("includefield", field) for field in fields)]
+        answer = self._ask(
+            "search",
+            "GET",
+            "/series",
+            params=[*query, ("limit", str(PAGE)), ("offset", str(offset))],
+            headers={"accept": _DICOM_JSON},
+            max_bytes=MAX_LISTING_BYTES,
+        )
+        if answer.status == httpx.codes.NO_CONTENT:
+            return []
+        series = [_found(dataset) for dataset in self._datasets(answer)]
+        return [one for one in series if one is not None]
+
+    def metadata(self, study: str, series: str) -> list[Json]:
+        """The headers of a series' instances. Raises `PacsUnavailable`, `UnreadableSlide`."""
+        answer = self._ask(
+            "metadata",
+            "GET",
+            f"/studies/{study}/series/{series}/metadata",
+            headers={"accept": _DICOM_JSON},
+            max_bytes=MAX_METADATA_BYTES,
+        )
+        return self._datasets(answer)
+
+    def frames(self, instance: tuple[str, str, str], numbers: Sequence[int], frame_bytes: int) -> list[bytes]:
+        """Frames (counted from 0) of the instance (study, series, SOP instance UID) as stored, each at most of
+        `frame_bytes`. One request, once it is known what the service takes. Raises `PacsUnavailable`,
+        `UnreadableSlide`.
+        """
+        study, series, sop = instance
+        path = f"/studies/{study}/series/{series}/instances/{sop}/frames/{','.join(str(n + 1) for n in numbers)}"
+        max_bytes = len(numbers) * (frame_bytes + FRAME_SLACK)
+        for way in range(self._as_stored, len(_AS_STORED)):
+            answer = self._ask("frames", "GET", path, headers={"accept": _AS_STORED[way]}, max_bytes=max_bytes)
+            if answer.status == httpx.codes.OK:
+                self._as_stored = way
+                break
+        else:
+            raise UnreadableSlide("The PACS does not give this slide's image as it is stored.")
+        parts = self._understood(lambda: read_parts(answer.content_type, answer.body))
+        if len(parts) != len(numbers):
+            raise PacsUnavailable(_RUBBISH)
+        return parts
+
+    def store(self, objects: Sequence[bytes]) -> None:
+        """Send part-10 files. Raises `PacsUnavailable`, and `NotSupported` where the PACS refuses one."""
+        content_type, body = write_parts("application/dicom", objects)
+        answer = self._ask(
+            "store",
+            "POST",
+            "/studies",
+            headers={"accept": _DICOM_JSON, "content-type": content_type},
+            content=body,
+            max_bytes=MAX_STORED_ANSWER_BYTES,
+        )
+        refused = answer.status != httpx.codes.OK
+        if answer.body and answer.content_type.partition(";")[0] in (_DICOM_JSON, "application/json"):
+            document = self._understood(lambda: orjson.loads(answer.body))
+            refused |= isinstance(document, dict) and bool(document.get("00081198", {}).get("Value"))
+        if refused:
+            raise NotSupported("The PACS refused to store the object.")
+
+    def _datasets(self, answer: _Answer) -> list[Json]:
+        if answer.status != httpx.codes.OK:
+            raise PacsUnavailable(_RUBBISH)
+        document = self._understood(lambda: orjson.loads(answer.body))
+        if not isinstance(document, list) or not all(isinstance(dataset, dict) for dataset in document):
+            raise PacsUnavailable(_RUBBISH)
+        return document
+
+    def _understood(self, read: Callable[[], T]) -> T:
+        try:
+            return read()
+        except ValueError as error:
+            raise PacsUnavailable(_RUBBISH) from error
+
+    def _ask(self, question: str, method: str, path: str, *, max_bytes: int, **request: Any) -> _Answer:
+        """One question, asked again while the PACS has troubles of its own and there is time. Raises
+        `PacsUnavailable`, `UnreadableSlide` where it knows nothing of what is asked for.
+        """
+        started = time.monotonic()
+        try:
+            self._breaker.check()
+            asking = self._in_time(method, path, max_bytes, request)
+            answer = asyncio.run_coroutine_threadsafe(asking, self._loop).result()
+        except CircuitOpen as error:
+            raise PacsUnavailable(_GONE, retry_after_s=int(_PAUSE_S)) from error
+        except (httpx.HTTPError, _Troubled, TimeoutError, OSError) as error:
+            self._breaker.failed()
+            self.answers = False
+            PACS_ERRORS.labels(question).inc()
+            raise PacsUnavailable(_GONE, retry_after_s=int(_PAUSE_S)) from error
+        self._breaker.succeeded()
+        self.answers = True
+        PACS_SECONDS.labels(question).observe(time.monotonic() - started)
+        return _judged(answer)
+
+    async def _in_time(self, method: str, path: str, max_bytes: int, request: Mapping[str, Any]) -> _Answer:
+        async with asyncio.timeout(self._settings.total_s):
+            for pause_s in _BACKOFF_S:
+                try:
+                    return await self._once(method, path, max_bytes, request)
+                except (httpx.HTTPError, _Troubled):
+                    await asyncio.sleep(pause_s)
+            return await self._once(method, path, max_bytes, request)
+
+    async def _once(self, method: str, path: str, max_bytes: int, request: Mapping[str, Any]) -> _Answer:
+        headers = {**request["headers"], **self._authorization()}
+        async with self._http.stream(method, path, **{**request, "headers": headers}) as response:
+            if response.status_code in _TRY_AGAIN:
+                raise _Troubled
+            if response.headers.get("content-encoding", "identity") != "identity":
+                raise PacsUnavailable(_RUBBISH)  # not asked for, and could inflate to anything
+            body = bytearray()
+            async for chunk in response.aiter_raw():
+                body += chunk
+                if len(body) > max_bytes:
+                    raise PacsUnavailable("The PACS's answer is larger than it can be.")
+            return _Answer(response.status_code, response.headers.get("content-type", ""), bytes(body))
+
+    def _authorization(self) -> dict[str, str]:
+        settings = self._settings
+        if token := _secret(settings.token.get_secret_value(), settings.token_file):
+            return {"authorization": f"Bearer {token}"}
+        if settings.user:
+            password = _secret(settings.password.get_secret_value(), settings.password_file)
+            pair = base64.b64encode(f"{settings.user}:{password}".encode()).decode("ascii")
+            return {"authorization": f"Basic {pair}"}
+        return {}
+
+
+class _Troubled(Exception):
+    """The PACS answered that it cannot answer now."""
+
+
+def _judged(answer: _Answer) -> _Answer:
+    """`answer` where it is one to go on with: a success, a refusal to give what was asked for, or of what was sent."""
+    if answer.status in (401, 403):
+        raise PacsUnavailable("The PACS refuses the credentials that this service has.")
+    if answer.status in (404, 410):
+        raise UnreadableSlide("The PACS does not have this slide any more.")
+    if 300 <= answer.status < 400:
+        raise PacsUnavailable("The PACS sends to another place, which is not followed.")
+    return answer
+
+
+def _found(dataset: Json) -> FoundSeries | None:
+    """None where the UIDs are missing or none: they become parts of addresses."""
+    study, series = str(value_of(dataset, "0020000D")), str(value_of(dataset, "0020000E"))
+    if not (is_uid(study) and is_uid(series)):
+        return None
+    count = value_of(dataset, "00201209")
+    return FoundSeries(
+        study,
+        series,
+        accession=str(value_of(dataset, "00080050") or "").strip() or None,
+        instances=int(count) if isinstance(count, int) or (isinstance(count, str) and count.isdigit()) else None,
+    )
+
+
+def value_of(dataset: Json, tag: str) -> Any:
+    """The first value of an attribute; None where there is none."""
+    element = dataset.get(tag)
+    values = element.get("Value") if isinstance(element, dict) else None
+    return values[0] if isinstance(values, list) and values else None
+
+
+def is_uid(text: str) -> bool:
+    """Whether `text` is digits and dots, as every UID."""
+    return 0 < len(text) <= 64 and set(text) <= set("0123456789.")
+
+
+def _secret(text: str, file: Path | None) -> str:
+    return file.read_text(encoding="utf-8").strip() if file is not None else text
+
+
+def _tls(settings: PacsSettings) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=None if settings.ca is None else str(settings.ca))
+    if settings.certificate is not None:
+        context.load_cert_chain(settings.certificate, settings.key)
+    return context

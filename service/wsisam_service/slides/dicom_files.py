@@ -1,0 +1,224 @@
+"""DICOM files under a root: grouped into series by what their headers say, and read frame by frame."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+
+import pydicom
+
+from wsisam_service.dicom.codec import require_known
+from wsisam_service.dicom.frames import FrameTable, PixelData
+from wsisam_service.dicom.header import Identifiers, has_magic, read_header, read_identifiers
+from wsisam_service.dicom.image import is_shown, slide_image
+from wsisam_service.dicom.source import DicomSource
+from wsisam_service.errors import ServiceError, UnreadableSlide
+from wsisam_service.slides.dicom_slide import DicomReader, level_uids, series_fingerprint, series_name
+from wsisam_service.slides.items import DicomIds, OpenedSlide, RootName, Stamp
+from wsisam_service.slides.lanes import SHARED_LANE, Lane
+from wsisam_service.slides.source import ByteSource, stream
+from wsisam_service.slides.tiles import TileCache
+
+DICOM_SUFFIXES = (".dcm", ".dicom")
+HELD_FILES = 8
+"""Files that one open slide holds open; a view reads from two levels, and slides may have hundreds of files."""
+
+_THREADS = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="frames")
+
+Open = Callable[[str], ByteSource]
+
+
+@dataclass(frozen=True, slots=True)
+class FoundFile:
+    """A file that may be DICOM. `relative` is its path from the root."""
+
+    relative: str
+    path: str
+    stamp: Stamp
+
+
+def named_like_dicom(name: str) -> bool:
+    """Archives call files .dcm, by a UID, or without a suffix; content decides."""
+    suffix = os.path.splitext(name)[1].lower()
+    return not name.startswith(".") and (suffix in (*DICOM_SUFFIXES, "") or suffix[1:].isdigit())
+
+
+class DicomSeries:
+    """A `SlideItem`: the whole slide images of one series. `again` finds the series as it is now."""
+
+    lane: Lane = SHARED_LANE
+
+    def __init__(
+        self,
+        root: RootName,
+        files: Mapping[str, FoundFile],
+        ids: Identifiers,
+        open_bytes: Open,
+        again: Callable[[DicomSeries], tuple[DicomSeries, Stamp] | None],
+        *,
+        folders: Mapping[str, int] | None = None,
+    ) -> None:
+        """`files` by SOP instance UID; `folders` has when each of theirs had changed, where that is known."""
+        self.root = root
+        self.files = files
+        self.ids = DicomIds(ids.study_uid, ids.series_uid, ids.accession)
+        self.relative = f"dicom/{ids.series_uid}"
+        self.name = series_name(ids.series_uid)
+        self.folders = folders
+        self._open = open_bytes
+        self._again = again
+
+    @property
+    def stamp(self) -> Stamp:
+        """Of all files together."""
+        told = "\n".join(f"{uid} {file.path} {file.stamp}" for uid, file in sorted(self.files.items()))
+        return sum(file.stamp[0] for file in self.files.values()), hashlib.sha256(told.encode()).hexdigest()
+
+    def renewed(self) -> tuple[DicomSeries, Stamp] | None:
+        return self._again(self)
+
+    def open(self, tiles: TileCache) -> OpenedSlide:
+        images, parts = [], {}
+        for uid, file in sorted(self.files.items()):
+            header, position = read_header(stream(self._open(file.path)))
+            if is_shown(header):
+                require_known(str(header.file_meta.get("TransferSyntaxUID", "")))
+                image = slide_image(header)
+                images.append(image)
+                size = image.tile[0] * image.tile[1] * 3
+                parts[uid] = _Part(file, PixelData.of(header, position, image.count, size))
+        source = DicomSource(
+            self.ids.study, self.ids.series, self.ids.accession, headers=lambda: self._headers(level_uids(images))
+        )
+        reader = DicomReader(images, source, _FileFrames(parts, self._open), tiles)
+        return OpenedSlide(reader, lambda: series_fingerprint(self.files))
+
+    def _headers(self, uids: Sequence[str]) -> list[pydicom.Dataset]:
+        try:
+            return [read_header(stream(self._open(self.files[uid].path)))[0] for uid in uids]
+        except OSError as error:
+            raise UnreadableSlide("The slide's file cannot be read.") from error
+
+
+class DamagedDicom:
+    """A `SlideItem` that cannot be opened: a file that says it is DICOM and is none, or not all of it."""
+
+    lane: Lane = SHARED_LANE
+    ids = None
+
+    def __init__(
+        self,
+        root: RootName,
+        file: FoundFile,
+        problem: ServiceError,
+        stamp_now: Callable[[str], Stamp | None],
+    ) -> None:
+        self.root = root
+        self.relative = file.relative
+        self.name = series_name(file.relative)
+        self.stamp = file.stamp
+        self._path = file.path
+        self._problem = problem
+        self._stamp_now = stamp_now
+
+    def renewed(self) -> tuple[DamagedDicom, Stamp] | None:
+        stamp = self._stamp_now(self._path)
+        return None if stamp is None else (self, stamp)
+
+    def open(self, tiles: TileCache) -> OpenedSlide:
+        raise type(self._problem)(self._problem.detail)
+
+
+class DicomIndex:
+    """Which series the files of one root make. A header is read again only when its file has changed."""
+
+    def __init__(self, open_bytes: Open) -> None:
+        self._open = open_bytes
+        self._known: dict[str, tuple[Stamp, Identifiers | ServiceError | None]] = {}
+        self._lock = threading.Lock()
+
+    def identify(self, files: Iterable[FoundFile]) -> Iterator[tuple[FoundFile, Identifiers | ServiceError]]:
+        """What each whole slide image is, or what is wrong with it; other files are left out. Raises OSError."""
+        for file in files:
+            with self._lock:
+                known = self._known.get(file.path)
+            if known is None or known[0] != file.stamp:
+                known = file.stamp, self._read(file)
+                with self._lock:
+                    self._known[file.path] = known
+            if known[1] is not None:
+                yield file, known[1]
+
+    def forget_others(self, files: Iterable[FoundFile]) -> None:
+        """Forget every file that is not among `files`."""
+        there = {file.path for file in files}
+        with self._lock:
+            self._known = {path: known for path, known in self._known.items() if path in there}
+
+    def _read(self, file: FoundFile) -> Identifiers | ServiceError | None:
+        try:
+            opened = stream(self._open(file.path))
+            if not has_magic(opened):
+                named = file.relative.lower().endswith(DICOM_SUFFIXES)
+                return UnreadableSlide("The file is not DICOM.") if named else None
+            return read_identifiers(opened)
+        except FileNotFoundError:
+            return None  # gone since it was listed
+        except OSError:
+            return UnreadableSlide("The slide's file cannot be read.")
+        except ServiceError as problem:
+            return problem
+
+
+def group(identified: Iterable[tuple[FoundFile, Identifiers]]) -> list[tuple[Identifiers, dict[str, FoundFile]]]:
+    """The files of each series by SOP instance UID. Of copies the first path counts."""
+    series: dict[str, dict[str, FoundFile]] = defaultdict(dict)
+    first: dict[str, Identifiers] = {}
+    for file, ids in sorted(identified, key=lambda one: one[0].relative):
+        first.setdefault(ids.series_uid, ids)
+        series[ids.series_uid].setdefault(ids.sop_uid, file)
+    return [(first[uid], files) for uid, files in series.items()]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    file: FoundFile
+    pixels: PixelData
+
+
+class _FileFrames:
+    """A `FrameSource` over files."""
+
+    threads = _THREADS
+
+    def __init__(self, parts: Mapping[str, _Part], open_bytes: Open) -> None:
+        self._parts = parts
+        self._open_bytes = open_bytes
+        self._source = lru_cache(HELD_FILES)(self._open)
+        self._tables: dict[str, FrameTable] = {}
+
+    def calls(self, count: int) -> int:
+        return count
+
+    def frames(self, sop_uid: str, numbers: Sequence[int]) -> list[bytes]:
+        try:
+            source = self._source(sop_uid)
+            table = self._tables.get(sop_uid)
+            if table is None:
+                table = self._tables[sop_uid] = self._parts[sop_uid].pixels.table(source.read_at)
+            return [table.read(source.read_at, number) for number in numbers]
+        except OSError as error:
+            raise UnreadableSlide("The slide's file cannot be read.") from error
+
+    def _open(self, sop_uid: str) -> ByteSource:
+        file = self._parts[sop_uid].file
+        source = self._open_bytes(file.path)
+        if source.size != file.stamp[0]:
+            raise UnreadableSlide("The slide's file has been replaced; ask again.")
+        return source

@@ -1,0 +1,132 @@
+"""A slide made of DICOM images, from wherever their frames come: files here, a PACS elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from wsisam_service.dicom.codec import decode_frame
+from wsisam_service.dicom.image import SlideImage
+from wsisam_service.dicom.pyramid import build_pyramid
+from wsisam_service.dicom.source import DicomSource
+from wsisam_service.slides.reader import Level, RgbImage, SlideInfo, SlideReader
+from wsisam_service.slides.tiles import TileCache
+
+VENDOR = "dicom"
+NAME_DIGITS = 12
+
+_Tile = tuple[int, int]
+"""(level, number of the tile in its level)."""
+
+
+class FrameSource(Protocol):
+    """Where compressed frames come from; safe for concurrent use."""
+
+    @property
+    def threads(self) -> Executor:
+        """What frames are fetched and decoded in."""
+        ...
+
+    def calls(self, count: int) -> int:
+        """In how many calls of `frames` to fetch `count` frames of one image, side by side."""
+        ...
+
+    def frames(self, sop_uid: str, numbers: Sequence[int]) -> Sequence[bytes]:
+        """Frames of one instance, counted from 0, in the order asked. Raises `ServiceError`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """Tiles of one level that one call fetches: all of one image."""
+
+    level: int
+    image: SlideImage
+    tiles: Sequence[int]
+
+
+class DicomReader(SlideReader):
+    """The pyramid of `images`. Raises `UnreadableSlide`."""
+
+    def __init__(
+        self, images: Sequence[SlideImage], source: DicomSource, frames: FrameSource, tiles: TileCache
+    ) -> None:
+        self._levels = build_pyramid(images)
+        self._frames = frames
+        self._tiles = tiles
+        self._number = tiles.new_reader()
+        finest = self._levels[0].images[0]
+        self.info = SlideInfo(
+            levels=tuple(Level(*level.matrix, *level.downsample) for level in self._levels),
+            mpp=finest.mpp,
+            vendor=VENDOR,
+            objective_power=finest.objective_power,
+            dicom=source,
+        )
+
+    def read_region(self, level: int, x: int, y: int, width: int, height: int) -> RgbImage:
+        region = np.full((height, width, 3), 255, np.uint8)
+        shown = self._levels[level]
+        numbers = [int(number) for number in shown.tiles_over(x, y, width, height)]
+        for number, tile in self._pixels(level, numbers):
+            left, top = int(shown.x[number]), int(shown.y[number])
+            inside = tile[: shown.matrix[1] - top, : shown.matrix[0] - left]  # tiles at the far edges are padded
+            _paste(region, inside, left - x, top - y)
+        return region
+
+    def _pixels(self, level: int, numbers: Iterable[int]) -> Iterator[tuple[int, RgbImage]]:
+        """(number, pixels) of each tile: those held, then those to be fetched as they come."""
+        missing = []
+        for number in numbers:
+            tile = self._tiles.held((self._number, level, number))
+            if tile is None:
+                missing.append(number)
+            else:
+                yield number, tile
+        for fetched in self._frames.threads.map(self._fetch, self._batches(level, missing)):
+            yield from fetched
+
+    def _batches(self, level: int, missing: Sequence[int]) -> Iterator[_Wanted]:
+        shown = self._levels[level]
+        for image_number, image in enumerate(shown.images):
+            tiles = [number for number in missing if shown.image[number] == image_number]
+            calls = self._frames.calls(len(tiles)) if tiles else 0
+            for call in range(calls):
+                yield _Wanted(level, image, tiles[call::calls])
+
+    def _fetch(self, wanted: _Wanted) -> list[tuple[int, RgbImage]]:
+        shown, image = self._levels[wanted.level], wanted.image
+        frames = self._frames.frames(image.sop_uid, [int(shown.frame[number]) for number in wanted.tiles])
+        fetched = []
+        for number, frame in zip(wanted.tiles, frames, strict=True):
+            tile = decode_frame(frame, shown.tile, image.photometric, planar=image.planar)
+            self._tiles.keep((self._number, wanted.level, number), tile)
+            fetched.append((number, tile))
+        return fetched
+
+
+def level_uids(images: Sequence[SlideImage]) -> list[str]:
+    """SOP instance UID of the first image of each served level, finest first. Raises `UnreadableSlide`."""
+    return [level.images[0].sop_uid for level in build_pyramid(images)]
+
+
+def series_name(series_uid: str) -> str:
+    """What a series is called in listings: the same everywhere, and nothing that its makers put into a UID."""
+    return f"dicom-{hashlib.sha256(series_uid.encode()).hexdigest()[:NAME_DIGITS]}"
+
+
+def series_fingerprint(sop_uids: Iterable[str]) -> str:
+    """SHA-256 over the sorted SOP instance UIDs joined by newlines (DESIGN.md section 4)."""
+    return hashlib.sha256("\n".join(sorted(sop_uids)).encode("ascii")).hexdigest()
+
+
+def _paste(region: RgbImage, tile: RgbImage, left: int, top: int) -> None:
+    """Put `tile` at (`left`, `top`) of `region`, as far as it reaches into it."""
+    target = region[max(top, 0) : max(top + tile.shape[0], 0), max(left, 0) : max(left + tile.shape[1], 0)]
+    piece = tile[max(-top, 0) :, max(-left, 0) :][: target.shape[0], : target.shape[1]]
+    target[: piece.shape[0], : piece.shape[1]] = piece

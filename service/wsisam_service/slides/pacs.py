@@ -1,0 +1,208 @@
+"""DICOMweb services as roots: their series are listed in the background, their frames fetched as views need them.
+
+A PACS may hang. So nothing here waits for one but the calls that read a slide of it, in its own lane.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pydicom
+
+from wsisam_service.dicom.codec import require_known
+from wsisam_service.dicom.header import WHOLE_SLIDE
+from wsisam_service.dicom.image import FramePlaces, SlideImage, is_shown, slide_image
+from wsisam_service.dicom.pacs_settings import PacsSettings
+from wsisam_service.dicom.source import DicomSource
+from wsisam_service.dicom.web import DicomWeb, FoundSeries, Json, is_uid, value_of
+from wsisam_service.errors import ServiceError, UnreadableSlide
+from wsisam_service.slides.dicom_slide import DicomReader, level_uids, series_fingerprint, series_name
+from wsisam_service.slides.items import DicomIds, OpenedSlide, Stamp
+from wsisam_service.slides.lanes import BoundedLane
+from wsisam_service.slides.tiles import TileCache
+
+AFTER_FAILURE_S = 2.0
+"""A PACS that did not answer is asked for its listing again after this time."""
+LANE_THREADS, LANE_WAITING, LISTING_THREADS, FRAME_THREADS = 16, 128, 4, 32
+MAX_FRAMES_AT_ONCE = 32
+"""Frames of one request: addresses stay short, and answers small."""
+_PER_FRAME, _PLANE_POSITION, _COLUMN, _ROW, _HEIGHT = "52009230", "0048021A", "0048021E", "0048021F", "0040074A"
+_FULL = "TILED_FULL"
+
+logger = logging.getLogger(__name__)
+
+
+def pacs_roots(locations: Sequence[str], settings: Sequence[PacsSettings]) -> list[PacsRoot]:
+    """The roots at `locations`, in order, each as its settings say. Raises ValueError, OSError for bad ones."""
+    by_root = {one.root: one for one in settings}
+    wanted = [PacsSettings.model_validate({"root": location}) for location in locations]
+    return [PacsRoot(by_root.get(one.root, one)) for one in wanted]
+
+
+class PacsRoot:
+    """One service. `listed`: it has answered at least once since the start."""
+
+    def __init__(self, settings: PacsSettings, clock: Callable[[], float] = time.monotonic) -> None:
+        """Raises OSError for a certificate or a password that cannot be read."""
+        self.identity = settings.root
+        self.lane = BoundedLane("pacs", threads=LANE_THREADS, waiting=LANE_WAITING, listing=LISTING_THREADS)
+        self.frame_threads = ThreadPoolExecutor(FRAME_THREADS, thread_name_prefix="pacs-frames")
+        self.listed = False
+        self.web = DicomWeb(settings)
+        self.connections = settings.connections
+        self._settings = settings
+        self._clock = clock
+        self._series: dict[str, PacsSeries] = {}
+        self._times_listed = 0
+        self._asked_s: float | None = None
+        self._refreshing: Future[None] | None = None
+        self._refreshes = ThreadPoolExecutor(1, thread_name_prefix="pacs-refresh")
+        self._lock = threading.Lock()
+
+    @property
+    def answers(self) -> bool:
+        return self.web.answers
+
+    @property
+    def refreshing(self) -> Future[None] | None:
+        """The listing under way."""
+        return self._refreshing if self._refreshing is not None and not self._refreshing.done() else None
+
+    def refresh(self, max_age_s: float | None = None) -> int:
+        """Begin to list again where the last listing is older than `max_age_s`, or else than the settings say. How
+        often there was a listing so far.
+        """
+        with self._lock:
+            age_s = self._settings.refresh_s if max_age_s is None else max_age_s
+            if not self.answers or not self.listed:
+                age_s = min(age_s, AFTER_FAILURE_S)
+            now = self._clock()
+            if self.refreshing is None and (self._asked_s is None or now - self._asked_s >= age_s):
+                self._asked_s = now
+                self._refreshing = self._refreshes.submit(self._list)
+            return self._times_listed
+
+    def items(self) -> Iterator[tuple[PacsSeries, Stamp]]:
+        """The series of the last listing."""
+        for series in list(self._series.values()):
+            yield series, series.stamp
+
+    def series(self, uid: str) -> PacsSeries | None:
+        """One of them."""
+        return self._series.get(uid)
+
+    def _list(self) -> None:
+        before = self.answers
+        try:
+            found = self.web.search(self._settings.filters, self._settings.max_series)
+        except ServiceError:
+            if before:
+                logger.warning("a PACS does not answer; what is known of its slides stays")
+            return
+        except Exception as error:  # its text may quote the answer
+            logger.error("listing a PACS failed", extra={"error": type(error).__name__})
+            return
+        if not before:
+            logger.warning("the PACS answers again")
+        self._series = {one.series: PacsSeries(self, one) for one in found}
+        self._times_listed += 1
+        self.listed = True
+
+
+class PacsSeries:
+    """A `SlideItem`: one series of a PACS."""
+
+    def __init__(self, root: PacsRoot, found: FoundSeries) -> None:
+        self.root = root
+        self.ids = DicomIds(found.study, found.series, found.accession)
+        self.relative = f"{found.study}/{found.series}"
+        self.name = series_name(found.series)
+        self.lane = root.lane
+        self.stamp: Stamp = (found.instances or 0, "")
+
+    def renewed(self) -> tuple[PacsSeries, Stamp] | None:
+        now = self.root.series(self.ids.series)
+        return None if now is None else (now, now.stamp)
+
+    def open(self, tiles: TileCache) -> OpenedSlide:
+        instances = self._instances()
+        images = [image for image in map(_image, instances.values()) if image is not None]
+        source = DicomSource(
+            self.ids.study,
+            self.ids.series,
+            self.ids.accession,
+            headers=lambda: self._headers(level_uids(images)),
+            store=self.root.web.store,
+        )
+        reader = DicomReader(images, source, _WebFrames(self.root, self.ids, images), tiles)
+        return OpenedSlide(reader, lambda: series_fingerprint(instances))
+
+    def _instances(self) -> dict[str, Json]:
+        """Headers of the whole slide images by SOP instance UID."""
+        found = {}
+        for dataset in self.root.web.metadata(self.ids.study, self.ids.series):
+            uid = value_of(dataset, "00080018")
+            if value_of(dataset, "00080016") == WHOLE_SLIDE and isinstance(uid, str) and is_uid(uid):
+                found[uid] = dataset
+        if not found:
+            raise UnreadableSlide("The series holds no whole slide image.")
+        return found
+
+    def _headers(self, uids: Sequence[str]) -> list[pydicom.Dataset]:
+        instances = self._instances()
+        if not set(uids) <= set(instances):
+            raise UnreadableSlide("The series has changed; ask again.")
+        return [_dataset(instances[uid]) for uid in uids]
+
+
+class _WebFrames:
+    """A `FrameSource` over DICOMweb."""
+
+    def __init__(self, root: PacsRoot, ids: DicomIds, images: Sequence[SlideImage]) -> None:
+        self.threads = root.frame_threads
+        self._root = root
+        self._ids = ids
+        self._bytes = {image.sop_uid: image.tile[0] * image.tile[1] * 3 for image in images}
+
+    def calls(self, count: int) -> int:
+        return max(-(-count // MAX_FRAMES_AT_ONCE), min(count, self._root.connections))
+
+    def frames(self, sop_uid: str, numbers: Sequence[int]) -> list[bytes]:
+        instance = (self._ids.study, self._ids.series, sop_uid)
+        return self._root.web.frames(instance, numbers, self._bytes[sop_uid])
+
+
+def _image(metadata: Json) -> SlideImage | None:
+    """None for an image that may not be shown. Raises `UnreadableSlide`, `NotBrightfield`."""
+    header = _dataset({tag: element for tag, element in metadata.items() if tag != _PER_FRAME})
+    if not is_shown(header):
+        return None
+    syntax = value_of(metadata, "00083002")  # not every service tells it
+    if isinstance(syntax, str):
+        require_known(syntax)
+    sparse = value_of(metadata, "00209311") != _FULL and _PER_FRAME in metadata
+    return slide_image(header, _places(metadata[_PER_FRAME]) if sparse else None)
+
+
+def _places(per_frame: Any) -> FramePlaces:
+    """Where each frame lies; read straight from JSON, as pydicom takes seconds for the frames of a large slide."""
+    try:
+        places = [value_of(group, _PLANE_POSITION) for group in per_frame["Value"]]
+        numbers = [(value_of(at, _COLUMN), value_of(at, _ROW), value_of(at, _HEIGHT) or 0) for at in places]
+        return np.array(numbers, np.float64).reshape(-1, 3)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UnreadableSlide("The DICOM header does not say where the frames lie.") from error
+
+
+def _dataset(metadata: Json) -> pydicom.Dataset:
+    """Bulk data stays where it is: an address in an answer is not one to go to."""
+    try:
+        return pydicom.Dataset.from_json(dict(metadata), bulk_data_uri_handler=lambda *_: None)
+    except Exception as error:  # whatever JSON of the wrong kind leads to
+        raise UnreadableSlide("The PACS's header of the slide is damaged.") from error
