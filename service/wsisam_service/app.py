@@ -13,7 +13,20 @@ from wsisam_service.access.opening import open_gate
 from wsisam_service.access.path_keys import KeyInPath
 from wsisam_service.access.shares import Shares
 from wsisam_service.access.visible import VisibleSlides
-from wsisam_service.api import cache, health, iiif, image, openapi, page, prewarm, problems, sam, segment, slides
+from wsisam_service.api import (
+    cache,
+    health,
+    iiif,
+    image,
+    openapi,
+    page,
+    prewarm,
+    problems,
+    results,
+    sam,
+    segment,
+    slides,
+)
 from wsisam_service.api.admission import Admission, admit
 from wsisam_service.api.auditing import AuditMiddleware
 from wsisam_service.api.deps import Services
@@ -23,6 +36,7 @@ from wsisam_service.iiif.pictures import Pictures
 from wsisam_service.jobs import Executor
 from wsisam_service.sam.weights import Install
 from wsisam_service.segmenting.prewarm import BackgroundEncodes
+from wsisam_service.segmenting.results import Results
 from wsisam_service.segmenting.segmenter import Segmenter
 from wsisam_service.settings import Settings
 from wsisam_service.slides.catalogue import Catalogue
@@ -78,8 +92,10 @@ def create_app(
     app.state.admission = Admission(
         gate, Shares(per_minute=settings.identity_requests_per_minute, work=settings.identity_work)
     )
-    app.state.services = Services(settings, nobody, executor, Segmenter(executor, settings), encodes)
-    for routes in (slides, cache, segment, prewarm, image, health):
+    segmenter = Segmenter(executor, settings)
+    results_of = Results(segmenter, executor, settings.dicom_codes)
+    app.state.services = Services(settings, nobody, executor, segmenter, encodes, results_of)
+    for routes in (slides, cache, segment, results, prewarm, image, health):
         app.include_router(routes.router)
     iiif.install(app, pictures)
     page.install(app, page.PAGE_FOLDER)

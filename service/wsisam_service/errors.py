@@ -93,6 +93,12 @@ class WorkerUnavailable(ServiceError): ...
 class PacsUnavailable(ServiceError): ...
 
 
+class NoDicomSource(ServiceError): ...
+
+
+class OutlineWithHoles(ServiceError): ...
+
+
 class Timeout(ServiceError): ...
 
 
@@ -149,6 +155,8 @@ PROBLEMS: dict[type[Exception], Problem] = {
     RateLimited: Problem("rate-limited", 429, "Too many requests"),
     WorkerUnavailable: Problem("worker-unavailable", 502, "No worker answers"),
     PacsUnavailable: Problem("pacs-unavailable", 502, "The PACS does not answer as it should"),
+    NoDicomSource: Problem("no-dicom-source", 422, "The slide has no DICOM side for this"),
+    OutlineWithHoles: Problem("outline-with-holes", 422, "Annotations cannot say holes"),
     Timeout: Problem("timeout", 504, "The work took too long"),
     NotSupported: Problem("not-supported", 501, "Not offered by this server"),
     NotReady: Problem("not-ready", 503, "Not ready yet"),

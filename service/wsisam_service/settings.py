@@ -23,6 +23,7 @@ from pydantic_settings import (
 )
 
 from wsisam_service.access.grants import SAME_NAMES, Grant
+from wsisam_service.dicom.codes import parse_term
 from wsisam_service.dicom.pacs_settings import PacsSettings, check_root, is_pacs
 
 ENV_PREFIX = "WSISAM_"
@@ -148,6 +149,9 @@ class Settings(BaseSettings):
     audit_waiting: int = Field(10_000, ge=1)
     """Audit events that wait while a sink cannot be reached, some 10 MB; further ones are lost and counted."""
 
+    dicom_codes: dict[str, tuple[str, str]] = {}
+    """QuPath class → category and type of its segments in DICOM, each "SCHEME VALUE MEANING"; beside the usual ones."""
+
     secret: SecretStr = SecretStr("")
     """Signs refine tokens and hides fingerprints in view keys. If empty, a random one signs the tokens of this
     process only, and the fingerprints are not hidden."""
@@ -175,6 +179,14 @@ class Settings(BaseSettings):
         for one in value:
             if one.root not in info.data.get("slides", ()):
                 raise ValueError(f"{one.root} is not among the roots of slides")
+        return value
+
+    @field_validator("dicom_codes")
+    @classmethod
+    def _known_codes(cls, value: dict[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
+        for texts in value.values():
+            for text in texts:
+                parse_term(text)
         return value
 
     @field_validator("store")

@@ -40,6 +40,7 @@ class NumpyExecutor:
     cancelled: int = 0
     views: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
     refinable: dict[str, Prompt] = field(default_factory=dict)
+    given: dict[str, DecodeResult] = field(default_factory=dict)
 
     async def decode(
         self, jobs: Sequence[DecodeJob], pixels: PixelSource, timings: Timings
@@ -103,6 +104,10 @@ class NumpyExecutor:
         return "encoded"
 
     async def _decode(self, job: DecodeJob, pixels: PixelSource) -> DecodeResult:
+        if job.recall:
+            if job.refine_from not in self.given:
+                raise RefineExpired("the earlier answer is gone")
+            return self.given[job.refine_from]
         side = MODELS[self.model].image_size
         keys = [key for key in (job.hr, job.lr) if key is not None]
         found = await asyncio.gather(*(self._fetch(key, pixels) for key in keys), return_exceptions=True)
@@ -115,7 +120,9 @@ class NumpyExecutor:
         touches = bool(mask[:, 0].any()), bool(mask[0].any()), bool(mask[:, -1].any()), bool(mask[-1].any())
         masks = [DecodedMask(rle.encode(mask), 0.9 - 0.1 * rank) for rank in range(3 if job.multimask else 1)]
         lr_mask = rle.encode(mask) if job.lr_mask and job.lr else None
-        return DecodeResult(masks, touches, lr_mask, refine_id, cache_hr, cache_lr)
+        result = DecodeResult(masks, touches, lr_mask, refine_id, cache_hr, cache_lr)
+        self.given[refine_id] = result
+        return result
 
     def _with_earlier(self, job: DecodeJob) -> Prompt:
         if job.refine_from is None:

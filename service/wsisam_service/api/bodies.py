@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from wsisam_service.api.problems import MEDIA_TYPE as PROBLEM_MEDIA_TYPE
 from wsisam_service.api.problems import schema_error
-from wsisam_service.errors import UnsupportedMediaType
+from wsisam_service.errors import BodyTooLarge, UnsupportedMediaType
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -28,8 +28,8 @@ def parse_body(model: type[Body], content: bytes) -> Body:
         raise schema_error(error) from error
 
 
-def json_body(model: type[Body]) -> Callable[[Request], Awaitable[Body]]:
-    """A dependency that reads the request's JSON body."""
+def json_body(model: type[Body], max_bytes: int | None = None) -> Callable[[Request], Awaitable[Body]]:
+    """A dependency that reads the request's JSON body, of `max_bytes` at most where the service allows more."""
 
     async def read(request: Request) -> Body:
         media_type = request.headers.get("content-type", JSON_MEDIA_TYPE).partition(";")[0].strip().lower()
@@ -37,7 +37,10 @@ def json_body(model: type[Body]) -> Callable[[Request], Awaitable[Body]]:
             media_type.startswith("application/") and media_type.endswith("+json")
         ):
             raise UnsupportedMediaType(f"the body is {JSON_MEDIA_TYPE} here")
-        return parse_body(model, await request.body())
+        content = await request.body()
+        if max_bytes is not None and len(content) > max_bytes:
+            raise BodyTooLarge(f"a body has at most {max_bytes} bytes here")
+        return parse_body(model, content)
 
     return read
 

@@ -12,6 +12,7 @@ from wsisam_service.access.identity import identity_of
 from wsisam_service.access.visible import VisibleSlides
 from wsisam_service.jobs import Executor
 from wsisam_service.segmenting.prewarm import BackgroundEncodes
+from wsisam_service.segmenting.results import Results
 from wsisam_service.segmenting.segmenter import Segmenter
 from wsisam_service.settings import Settings
 
@@ -23,6 +24,7 @@ class Services:
     executor: Executor
     segmenter: Segmenter
     encodes: BackgroundEncodes
+    results: Results
 
 
 def services_of(request: Request) -> Services:

@@ -17,7 +17,7 @@ from wsisam_service.api.bodies import described_problems, parse_body
 from wsisam_service.api.deps import ServicesDep
 from wsisam_service.api.middleware import unless_client_gone
 from wsisam_service.api.schemas import SegmentAnswerModel, SegmentBody
-from wsisam_service.errors import InvalidRequest, UnsupportedMediaType
+from wsisam_service.errors import InvalidRequest, NoDicomSource, UnsupportedMediaType
 from wsisam_service.jobs import Timings
 from wsisam_service.logs import request_id
 from wsisam_service.pictures.picture import decode_picture
@@ -60,6 +60,8 @@ async def segment_picture(
     timings, start = Timings(), time.perf_counter()
     bare = wants_feature_collection(request)
     body = parse_body(SegmentBody, await _part(form, "request"))
+    if body.dicom is not None:
+        raise NoDicomSource("a picture is no DICOM slide, so nothing in DICOM can refer to it")
     wanted = replace(body.request(request_id(), format="geojson" if bare else None), mpp=None)
     content = await _part(form, "image")
     picture = await asyncio.to_thread(decode_picture, content, services.settings.max_image_px)

@@ -11,7 +11,7 @@ from starlette.responses import HTMLResponse, Response
 
 from wsisam_service.access.rules import need_of
 from wsisam_service.api.bodies import described_problems, json_response
-from wsisam_service.api.schemas import PrewarmBody, ProblemAnswer, SegmentBody
+from wsisam_service.api.schemas import PrewarmBody, ProblemAnswer, ResultBody, SegmentBody
 
 _BEARER = {
     "type": "http",
@@ -28,7 +28,7 @@ def install(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             _, definitions = models_json_schema(
-                [(SegmentBody, "validation"), (PrewarmBody, "validation"), (ProblemAnswer, "validation")],
+                [(model, "validation") for model in (SegmentBody, ResultBody, PrewarmBody, ProblemAnswer)],
                 ref_template=_REFERENCE,
             )
             schemas = describe().setdefault("components", {}).setdefault("schemas", {})

@@ -10,9 +10,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from wsisam_service.dicom.outlines import MAX_OUTLINES
+from wsisam_service.dicom.results import ResultKind, ResultOptions
+from wsisam_service.dicom.segmentation import SegmentationType
 from wsisam_service.jobs import DEFAULT_ADAPTERS, NO_ADAPTERS, CacheTier
 from wsisam_service.segmenting.prewarm import PrewarmRequest
 from wsisam_service.segmenting.prompts import Frame, MaskSpec, PromptSpec, Units
+from wsisam_service.segmenting.results import Kept, ResultRequest
 from wsisam_service.segmenting.segmenter import DEFAULT_SIMPLIFY, MAX_PROMPTS, MaskFormat, SegmentRequest
 from wsisam_service.views import MAX_REQUEST_MPP, MIN_REQUEST_MPP
 
@@ -101,7 +105,7 @@ class SegmentBody(_Body):
     )
     multimask: bool = Field(False, description="Three masks per prompt, best first.")
     lr_mask: bool = Field(False, description="Also the mask of the low-resolution branch.")
-    format: MaskFormat = "rle"
+    format: MaskFormat | Literal["dicom-seg", "dicom-ann"] = "rle"
     simplify: float = Field(
         DEFAULT_SIMPLIFY,
         ge=0,
@@ -109,6 +113,12 @@ class SegmentBody(_Body):
         allow_inf_nan=False,
         description="Polygon tolerance in view pixels; 0 keeps every pixel's edge.",
     )
+
+    @property
+    def dicom(self) -> ResultKind | None:
+        """The kind of DICOM object that is wanted instead of JSON."""
+        kinds: dict[str, ResultKind] = {"dicom-seg": "seg", "dicom-ann": "ann"}
+        return kinds.get(self.format)
 
     def request(self, request_id: str, *, format: MaskFormat | None = None) -> SegmentRequest:
         """What the domain is asked; `format` wins over the body's, as the Accept header does."""
@@ -122,10 +132,64 @@ class SegmentBody(_Body):
             image_size=self.image_size,
             multimask=self.multimask,
             lr_mask=self.lr_mask,
-            format=format or self.format,
+            format=format or ("rle" if self.dicom else self.format),  # type: ignore[arg-type]  # mypy joins texts
             simplify=self.simplify,
             request_id=request_id,
         )
+
+
+class KeptBody(_Body):
+    """An earlier answer that is to be kept as it was shown."""
+
+    refine: Text = Field(description="Its refine token.")
+    classification: str | dict[str, JsonValue] | None = Field(None, description="QuPath class, as of a prompt.")
+
+    def kept(self) -> Kept:
+        return Kept(self.refine, self.classification)
+
+
+class ResultBody(_Body):
+    """One DICOM object of outlines on a slide, given either as `geojson` or by `refine` tokens."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"kind": "seg", "refine": [{"refine": "q83vEjRWeJA…"}], "store": True}]}
+    )
+
+    kind: ResultKind = Field(description="A segmentation, or bulk annotations.")
+    geojson: dict[str, Any] | None = Field(
+        None, description="A FeatureCollection of areas in level-0 pixels, as QuPath exports one."
+    )
+    refine: list[KeptBody] = Field([], max_length=MAX_OUTLINES)
+    model: Text | None = Field(None, description="What drew the outlines; the default model where absent.")
+    adapters: Text = DEFAULT_ADAPTERS
+    level: int | None = Field(
+        None, ge=0, description="Of a segmentation; where absent the one nearest to the outlines' own pixel size."
+    )
+    segmentation_type: SegmentationType = "BINARY"
+    simplify: float = Field(
+        DEFAULT_SIMPLIFY, ge=0, le=MAX_SIMPLIFY, allow_inf_nan=False, description="View pixels; of annotated answers."
+    )
+    store: bool = Field(False, description="Send the object to the slide's PACS and answer its UIDs.")
+
+    def request(self) -> ResultRequest:
+        """What the domain is asked."""
+        return ResultRequest(
+            options=ResultOptions(self.kind, self.level, self.segmentation_type),
+            geojson=self.geojson,
+            kept=[kept.kept() for kept in self.refine],
+            model=self.model,
+            adapters=self.adapters,
+            simplify=self.simplify,
+        )
+
+
+class StoredAnswer(BaseModel):
+    """Where a PACS keeps an object."""
+
+    study_uid: str
+    series_uid: str
+    sop_class_uid: str
+    sop_instance_uid: str
 
 
 class PrewarmBody(_Body):

@@ -162,7 +162,7 @@ def _exactly_placed(exact: Area, placement: Placement) -> Area | None:
     placed = shapely.transform(exact, placement)
     if not placed.is_valid:
         unrounded = shapely.transform(exact, lambda p: p * placement.scale + (placement.x, placement.y))
-        placed = _polygons_of(shapely.set_precision(unrounded, _GRID))
+        placed = polygons_of(shapely.set_precision(unrounded, _GRID))
     return None if placed is None or placed.is_empty else _not_a_rectangle(placed, placement.scale)
 
 
@@ -179,7 +179,7 @@ def _not_a_rectangle(area: Area, scale: float) -> Area:
     return Polygon(np.round(corners, DECIMALS))
 
 
-def _polygons_of(geometry: shapely.Geometry) -> Area | None:
+def polygons_of(geometry: shapely.Geometry) -> Area | None:
     """The polygons of what was brought onto the grid, where any are left."""
     parts = [part for part in shapely.get_parts(geometry) if isinstance(part, Polygon) and not part.is_empty]
     if not parts:

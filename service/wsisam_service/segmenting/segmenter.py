@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from wsisam_service.errors import EmptyPrompt, ServiceError, TooManyPrompts, detail_of
+from wsisam_model.prompts import Prompt
+from wsisam_service.errors import EmptyPrompt, RefineExpired, ServiceError, TooManyPrompts, detail_of
 from wsisam_service.jobs import (
     DEFAULT_ADAPTERS,
     NO_ADAPTERS,
@@ -140,6 +141,15 @@ class SegmentAnswer:
     results: tuple[PromptAnswer | PromptProblem, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Recalled:
+    """An answer as it was given, by its refine token: `mask` covers `view`."""
+
+    mask: Rle
+    view: ViewRect
+    predicted_iou: float
+
+
 class EveryPromptFailed(ServiceError):
     """No prompt has an answer: the request's problem is that of the first one, `problems[0].error`."""
 
@@ -203,6 +213,31 @@ class Segmenter:
         used = None if call.adapters is None else AdaptersUsed(call.adapters.name, call.adapters.sha256)
         return SegmentAnswer(offer.config.name, used, tuple(warnings), results)
 
+    async def recall(self, slide: Slide, tokens: Sequence[str], offer: ModelOffer, adapters: str) -> list[Recalled]:
+        """The answers that `tokens` stand for, in order. `adapters` is the SHA-256 of those that drew all of them, or
+        "none". Raises `RefineExpired` where one is gone, or of another slide, model or adapters.
+        """
+        views = self.views(slide, offer)
+        earlier = [self._signer.verify(token) for token in tokens]
+        for token in earlier:
+            if (token.model, token.fingerprint) != (offer.config.name, slide.fingerprint):
+                raise RefineExpired("the refine token is of another slide or model")
+            if token.adapters != adapters:
+                raise RefineExpired("the refine token is of other adapters; name those that drew the outline")
+        jobs = [
+            DecodeJob(views.key(token.view), None, Prompt(), refine_from=token.refine_id, recall=True)
+            for token in earlier
+        ]
+        recalled: list[Recalled] = []
+        for start in range(0, len(jobs), MAX_PROMPTS):
+            found = await self._executor.decode(jobs[start : start + MAX_PROMPTS], views.pixels, Timings())
+            for token, result in zip(earlier[start : start + MAX_PROMPTS], found, strict=True):
+                if isinstance(result, Exception):
+                    raise result
+                first = result.masks[0]
+                recalled.append(Recalled(first.mask, _rect(token.view), first.predicted_iou))
+        return recalled
+
     def _call(self, slide: Slide, request: SegmentRequest, offer: ModelOffer) -> tuple[_Call, list[str]]:
         adapters = offer.adapters_for(request.adapters)
         slide_mpp, warnings = slide.slide_mpp(offer.config.default_mpp)
@@ -259,7 +294,8 @@ class Segmenter:
         first = result.masks[0]
         mask = rle.decode(first.mask)
         area_um2 = float(np.count_nonzero(mask)) * view.mpp**2
-        token = RefineToken(result.refine_id, call.offer.config.name, call.slide.fingerprint, view)
+        adapters = NO_ADAPTERS if call.adapters is None else call.adapters.sha256
+        token = RefineToken(result.refine_id, call.offer.config.name, call.slide.fingerprint, view, adapters)
         ranked = tuple(RankedMask(one.mask, one.predicted_iou) for one in result.masks)
         return PromptAnswer(
             id=plan.spec.id,

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from wsisam_service.errors import RefineExpired
+from wsisam_service.jobs import NO_ADAPTERS
 from wsisam_service.views import View
 
 _SIGNATURE_BYTES = 16
@@ -21,12 +22,16 @@ _HIDDEN_FINGERPRINT = 32
 
 @dataclass(frozen=True, slots=True)
 class RefineToken:
-    """An answer that can be corrected: the state's id at the executor, and the model, slide and HR view it is of."""
+    """An answer that can be corrected: the state's id at the executor, and the model, slide and HR view it is of.
+
+    `adapters` is the SHA-256 of those that drew it, "none" for the frozen model.
+    """
 
     refine_id: str
     model: str
     fingerprint: str
     view: View
+    adapters: str = NO_ADAPTERS
 
 
 class TokenSigner:
@@ -42,7 +47,7 @@ class TokenSigner:
         view = token.view
         expires = int(self._clock() + self._ttl_s)
         members = [
-            *(token.refine_id, token.model, token.fingerprint, expires),
+            *(token.refine_id, token.model, token.fingerprint, token.adapters, expires),
             *(view.side, view.k, view.cx, view.cy, view.slide_mpp),
         ]
         payload = json.dumps(members, separators=(",", ":")).encode()
@@ -57,10 +62,14 @@ class TokenSigner:
         signature, payload = raw[:_SIGNATURE_BYTES], raw[_SIGNATURE_BYTES:]
         if not hmac.compare_digest(signature, self._signature(payload)):
             raise RefineExpired("the refine token is none of this server's")
-        refine_id, model, fingerprint, expires, *view = json.loads(payload)
+        try:
+            refine_id, model, fingerprint, adapters, expires, *numbers = json.loads(payload)
+            view = View(*numbers)
+        except (ValueError, TypeError) as error:
+            raise RefineExpired("the refine token is of another version of this server") from error
         if self._clock() > expires:
             raise RefineExpired("the refine token has expired; send the whole prompt")
-        return RefineToken(refine_id, model, fingerprint, View(*view))
+        return RefineToken(refine_id, model, fingerprint, view, adapters)
 
     def _signature(self, payload: bytes) -> bytes:
         return hmac.digest(self._key, payload, "sha256")[:_SIGNATURE_BYTES]

@@ -1,0 +1,124 @@
+"""Outlines that are to become a DICOM object, and how a GeoJSON FeatureCollection of QuPath becomes them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import orjson
+import shapely
+from shapely import MultiPolygon, Polygon
+
+from wsisam_service.errors import InvalidRequest, PromptOutsideSlide
+from wsisam_service.masks.geojson import Area, polygons_of
+
+MAX_OUTLINES = 10_000
+MAX_VERTICES = 1_000_000
+PREDICTED_IOU = "Predicted IoU"
+"""The measurement's name in the Features that this service writes."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outline:
+    """One object. `area` is in level-0 pixel edges; `label` is QuPath's class. `mpp` is µm per pixel of the mask that
+    it was traced from, `model` and `adapters` the names of what drew it; None where nobody says.
+    """
+
+    area: Area
+    label: str | None = None
+    predicted_iou: float | None = None
+    mpp: float | None = None
+    model: str | None = None
+    adapters: str | None = None
+
+
+def outlines_of_collection(collection: Mapping[str, Any]) -> list[Outline]:
+    """The areas of a FeatureCollection in level-0 pixels, as QuPath exports one.
+
+    Raises `InvalidRequest` for anything that is no valid area: an object that a user chose is never left out.
+    """
+    features = collection.get("features")
+    if collection.get("type") != "FeatureCollection" or not isinstance(features, list):
+        raise InvalidRequest("geojson is a FeatureCollection")
+    if len(features) > MAX_OUTLINES:
+        raise InvalidRequest(f"one object holds at most {MAX_OUTLINES} features")
+    if not all(isinstance(feature, dict) and feature.get("type") == "Feature" for feature in features):
+        raise InvalidRequest("geojson.features has something that is no Feature")
+    texts = [orjson.dumps(feature.get("geometry")).decode() for feature in features]
+    areas = shapely.from_geojson(texts, on_invalid="ignore").tolist()
+    outlines = [
+        _outline(number, feature, area) for number, (feature, area) in enumerate(zip(features, areas, strict=True))
+    ]
+    _check_vertices(outlines)
+    return outlines
+
+
+def within_slide(outlines: Sequence[Outline], width: int, height: int) -> list[Outline]:
+    """The parts of `outlines` on a slide of `width` x `height` level-0 pixels: beyond its border is no tissue.
+
+    Raises `PromptOutsideSlide` for one that lies wholly outside.
+    """
+    slide = shapely.box(0, 0, width, height)
+    return [_within(outline, slide) for outline in outlines]
+
+
+def _within(outline: Outline, slide: Polygon) -> Outline:
+    if slide.covers(outline.area):
+        return outline
+    inside = polygons_of(outline.area.intersection(slide))
+    if inside is None:
+        raise PromptOutsideSlide("an outline lies outside the slide")
+    return replace(outline, area=inside)
+
+
+def _outline(number: int, feature: Mapping[str, Any], area: shapely.Geometry | None) -> Outline:
+    if not isinstance(area, Polygon | MultiPolygon) or area.is_empty:
+        raise InvalidRequest(f"geojson.features[{number}]: the geometry is a Polygon or MultiPolygon")
+    if area.has_z or not area.is_valid:
+        raise InvalidRequest(f"geojson.features[{number}]: the outline crosses itself or is not flat")
+    properties = _member(feature, "properties")
+    metadata = _member(properties, "metadata")
+    mpp = _number(metadata.get("mpp"))
+    return Outline(
+        area,
+        label=class_name(properties.get("classification")),
+        predicted_iou=_number(_member(properties, "measurements").get(PREDICTED_IOU)),
+        mpp=mpp if mpp is not None and mpp > 0 else None,
+        model=_text(metadata.get("model")),
+        adapters=_text(metadata.get("adapters")),
+    )
+
+
+def class_name(classification: object) -> str | None:
+    """The class as QuPath shows it: a text, or an object of a name or names."""
+    if isinstance(classification, Mapping):
+        names = classification.get("names")
+        if isinstance(names, list | tuple):
+            return ": ".join(str(name) for name in names) or None
+        classification = classification.get("name")
+    return _text(classification)
+
+
+def _check_vertices(outlines: Sequence[Outline]) -> None:
+    if int(shapely.get_num_coordinates([outline.area for outline in outlines]).sum()) > MAX_VERTICES:
+        raise InvalidRequest(f"one object holds at most {MAX_VERTICES} vertices")
+
+
+def _member(holder: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = holder.get(name)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _number(value: object) -> float | None:
+    """QuPath writes metadata as texts."""
+    try:
+        number = float(value)  # type: ignore[arg-type]  # anything else is a TypeError
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None

@@ -1,0 +1,169 @@
+"""From answers, refine tokens or GeoJSON to one DICOM object of a slide."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import shapely
+
+from wsisam_service.dicom.codes import CodeTable
+from wsisam_service.dicom.derived import DicomResult
+from wsisam_service.dicom.identity import Algorithm
+from wsisam_service.dicom.outlines import Outline, class_name, outlines_of_collection
+from wsisam_service.dicom.results import ResultKind, ResultOptions, SlideGeometry, make_result
+from wsisam_service.errors import InvalidRequest, NoDicomSource
+from wsisam_service.jobs import DEFAULT_ADAPTERS, NO_ADAPTERS, Executor
+from wsisam_service.masks import geojson, rle
+from wsisam_service.segmenting.offers import AdaptersOffer, model_offer
+from wsisam_service.segmenting.segmenter import (
+    DEFAULT_SIMPLIFY,
+    AdaptersUsed,
+    EveryPromptFailed,
+    PromptAnswer,
+    PromptProblem,
+    Recalled,
+    SegmentAnswer,
+    Segmenter,
+    SegmentRequest,
+)
+from wsisam_service.slides.catalogue import Slide
+from wsisam_service.views import believable_mpp
+
+OBJECTS_AT_ONCE = 2
+"""Objects made at once in this process, each of up to some hundred megabytes while it is made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """An earlier answer to keep, by its refine token, and the class it has."""
+
+    refine: str
+    classification: str | Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ResultRequest:
+    """What `POST …/results` asks: `geojson` (in level-0 pixels) or `kept`, one of them. `model` and `adapters` are
+    what drew the outlines; `simplify` (view pixels) is for annotations of kept answers.
+    """
+
+    options: ResultOptions
+    geojson: Mapping[str, Any] | None = None
+    kept: Sequence[Kept] = ()
+    model: str | None = None
+    adapters: str = DEFAULT_ADAPTERS
+    simplify: float = DEFAULT_SIMPLIFY
+
+
+class Results:
+    """Makes DICOM objects of one service. Safe for any number of requests at once, in one event loop."""
+
+    def __init__(self, segmenter: Segmenter, executor: Executor, codes: CodeTable) -> None:
+        self._segmenter = segmenter
+        self._executor = executor
+        self._codes = codes
+        self._making = asyncio.Semaphore(OBJECTS_AT_ONCE)
+
+    async def of_request(self, slide: Slide, request: ResultRequest) -> DicomResult:
+        """Raises what `dicom.results.make_result` raises, `RefineExpired` and `UnknownModel`."""
+        check_dicom(slide)
+        offer = await model_offer(self._executor, request.model)
+        adapters = offer.adapters_for(request.adapters)
+        algorithm = _algorithm(offer.config.name, adapters)
+        if (request.geojson is None) == (not request.kept):
+            raise InvalidRequest("give either geojson or refine")
+        if request.geojson is not None:
+            outlines = await asyncio.to_thread(outlines_of_collection, request.geojson)
+            _check_drawn_by(outlines, algorithm)
+        else:
+            sha256 = NO_ADAPTERS if adapters is None else adapters.sha256
+            tokens = [kept.refine for kept in request.kept]
+            recalled = await self._segmenter.recall(slide, tokens, offer, sha256)
+            simplify = request.simplify if request.options.kind == "ann" else 0.0
+            found = [
+                _outline(answer, class_name(kept.classification), simplify)
+                for answer, kept in zip(recalled, request.kept, strict=True)
+            ]
+            outlines = [outline for outline in found if outline is not None]
+        return await self._make(slide, outlines, algorithm, request.options)
+
+    async def of_answer(
+        self, slide: Slide, request: SegmentRequest, answer: SegmentAnswer, kind: ResultKind
+    ) -> DicomResult:
+        """The object of an answer, at the level nearest to its views. Raises as `of_request`, and `EveryPromptFailed`
+        where any prompt failed: an object does not say what it lacks.
+        """
+        check_dicom(slide)
+        problems = [result for result in answer.results if isinstance(result, PromptProblem)]
+        if problems:
+            raise EveryPromptFailed(problems)
+        algorithm = _algorithm(answer.model, answer.adapters)
+        simplify = request.simplify if kind == "ann" else 0.0
+        found = [
+            _outline(result, class_name(prompt.classification), simplify)
+            for result, prompt in zip(answer.results, request.prompts, strict=True)
+            if isinstance(result, PromptAnswer)
+        ]
+        outlines = [outline for outline in found if outline is not None]
+        return await self._make(slide, outlines, algorithm, ResultOptions(kind))
+
+    async def store(self, slide: Slide, result: DicomResult) -> None:
+        """Send an object to the PACS of its slide. Safe to repeat. Raises `NoDicomSource`, `PacsUnavailable`."""
+        source = slide.info.dicom
+        if source is None or source.store is None:
+            raise NoDicomSource("the slide came from files, not from a PACS that could store this")
+        await asyncio.to_thread(source.store, [result.content])
+
+    async def _make(
+        self, slide: Slide, outlines: Sequence[Outline], algorithm: Algorithm, options: ResultOptions
+    ) -> DicomResult:
+        async with self._making:
+            return await asyncio.to_thread(
+                make_result,
+                slide.info.dicom,
+                _geometry(slide),
+                outlines,
+                algorithm=algorithm,
+                options=options,
+                codes=self._codes,
+            )
+
+
+def check_dicom(slide: Slide) -> None:
+    """Before any work is done."""
+    if slide.info.dicom is None:
+        raise NoDicomSource("the slide is no DICOM slide, so nothing in DICOM can refer to it")
+
+
+def _geometry(slide: Slide) -> SlideGeometry:
+    scales = [(level.downsample_x, level.downsample_y) for level in slide.info.levels]
+    return SlideGeometry(slide.width, slide.height, scales, slide.mpp if believable_mpp(slide.mpp) else None)
+
+
+def _algorithm(model: str, adapters: AdaptersOffer | AdaptersUsed | None) -> Algorithm:
+    return Algorithm(model, None, None) if adapters is None else Algorithm(model, adapters.name, adapters.sha256)
+
+
+def _outline(answer: PromptAnswer | Recalled, label: str | None, simplify: float) -> Outline | None:
+    """An answer's mask in level 0, along pixel edges unless `simplify` (view pixels) is above 0; None where empty."""
+    mask, view = rle.decode(answer.mask), answer.view
+    scale = view.width / view.size[0]
+    if simplify > 0:
+        area = geojson.outline(mask, geojson.Placement(scale, view.x, view.y), simplify)
+    else:
+        exact = geojson.trace(mask)
+        area = None if exact is None else shapely.transform(exact, lambda p: p * scale + (view.x, view.y))
+    return None if area is None else Outline(area, label, answer.predicted_iou, view.mpp)
+
+
+def _check_drawn_by(outlines: Sequence[Outline], algorithm: Algorithm) -> None:
+    """A Feature that names what drew it is not signed by anything else."""
+    for number, outline in enumerate(outlines):
+        model, adapters = outline.model or algorithm.model, outline.adapters or algorithm.adapters or NO_ADAPTERS
+        if (model, adapters) != (algorithm.model, algorithm.adapters or NO_ADAPTERS):
+            raise InvalidRequest(
+                f"geojson.features[{number}] was drawn by another model or other adapters; name them in the request"
+            )

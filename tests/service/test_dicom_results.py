@@ -1,0 +1,335 @@
+"""Outlines as DICOM objects, read back with other people's software."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import tracemalloc
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+import shapely
+from dicom_objects import convert, faults, pixels_inside, read_segments, source_of, written
+from pydicom.sr.codedict import codes
+from shapely import MultiPolygon, Point, Polygon, box
+
+from wsisam_service.dicom.derived import DicomResult
+from wsisam_service.dicom.identity import Algorithm
+from wsisam_service.dicom.outlines import Outline, outlines_of_collection
+from wsisam_service.dicom.results import ResultOptions, SlideGeometry, make_result
+from wsisam_service.errors import InvalidRequest, OutlineWithHoles, PromptOutsideSlide, UnreadableSlide
+
+highdicom = pytest.importorskip("highdicom")
+
+WIDTH, HEIGHT, MPP = 1536, 1024, 0.5
+SLIDE = SlideGeometry(WIDTH, HEIGHT, [(1.0, 1.0), (2.0, 2.0), (4.0, 4.0), (8.0, 8.0)], MPP)
+ALGORITHM = Algorithm("lite_medsam", "default", "ab" * 32)
+RING = Point(500.3, 500.7).buffer(230).difference(Point(520, 480).buffer(90))
+ISLANDS = MultiPolygon([box(10.2, 20.4, 30.7, 45.1), Point(1200, 900).buffer(60)])
+DISC = Point(1100.25, 300.75).buffer(150)
+OUTLINES = [Outline(RING, "Tumor", 0.91), Outline(ISLANDS, "Stroma", 0.8), Outline(DISC, "Tumor", None)]
+
+
+@pytest.fixture(scope="module")
+def headers(slides: Path, tmp_path_factory: pytest.TempPathFactory) -> list[pydicom.Dataset]:
+    found = convert(slides / "tissue.tif", tmp_path_factory.mktemp("dicom") / "slide")
+    for header in found:
+        header.PatientID, header.PatientName, header.StudyDate = "PID-7", "Muster^Erika", "20260102"
+        header.AccessionNumber = "ACC-9"
+    return found
+
+
+def made(
+    headers: Sequence[pydicom.Dataset], outlines: Sequence[Outline] = OUTLINES, kind: Any = "seg", **options: Any
+) -> DicomResult:
+    wanted = ResultOptions(kind, **options)
+    return make_result(source_of(headers), SLIDE, outlines, algorithm=ALGORITHM, options=wanted, codes={})
+
+
+def inside(area: shapely.Geometry, level: int = 0) -> Any:
+    scale = 2**level
+    return pixels_inside(area, WIDTH // scale, HEIGHT // scale, scale)
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+@pytest.mark.parametrize("form", ["BINARY", "LABELMAP"])
+def test_a_segmentation_holds_the_pixels_of_the_outlines_and_no_others(
+    headers: list[pydicom.Dataset], level: int, form: str
+) -> None:
+    result = made(headers, level=level, segmentation_type=form)
+    found = read_segments(result.content)
+    assert np.array_equal(found[..., 0], inside(RING, level) | inside(DISC, level))
+    assert np.array_equal(found[..., 1], inside(ISLANDS, level))
+
+
+def test_only_tiles_that_hold_something_are_written(headers: list[pydicom.Dataset]) -> None:
+    dataset = pydicom.dcmread(io.BytesIO(made(headers, [Outline(box(300, 300, 400, 400)), Outline(DISC)]).content))
+    tiles = {
+        (int(place.RowPositionInTotalImagePixelMatrix), int(place.ColumnPositionInTotalImagePixelMatrix))
+        for frame in dataset.PerFrameFunctionalGroupsSequence
+        for place in frame.PlanePositionSlideSequence
+    }
+    touched = {(1, 769), (1, 1025), (257, 257), (257, 769), (257, 1025)}
+    assert tiles == touched
+    assert dataset.NumberOfFrames == len(touched)
+
+
+def test_overlapping_classes_are_both_kept_whole(headers: list[pydicom.Dataset]) -> None:
+    other = Outline(Point(600, 500).buffer(200), "Necrosis")
+    result = made(headers, [OUTLINES[0], other])
+    found = read_segments(result.content)
+    assert np.array_equal(found[..., 0], inside(RING))
+    assert np.array_equal(found[..., 1], inside(other.area))
+    with pytest.raises(InvalidRequest, match="BINARY"):
+        made(headers, [OUTLINES[0], other], segmentation_type="LABELMAP")
+
+
+def test_the_level_is_the_one_nearest_to_the_masks_own_pixels(headers: list[pydicom.Dataset]) -> None:
+    for mpp, level in ((0.25, 0), (1.1, 1), (2.0, 2), (64.0, 3)):
+        dataset = pydicom.dcmread(io.BytesIO(made(headers, [Outline(RING, mpp=mpp)]).content))
+        assert dataset.TotalPixelMatrixColumns == WIDTH // 2**level
+        assert dataset.SourceImageSequence[0].ReferencedSOPInstanceUID == headers[level].SOPInstanceUID
+
+
+def test_a_segmentation_belongs_to_its_slide_and_says_who_drew_it(headers: list[pydicom.Dataset]) -> None:
+    result = made(headers, level=1)
+    dataset, source = pydicom.dcmread(io.BytesIO(result.content)), headers[1]
+    copied = (
+        *("StudyInstanceUID", "FrameOfReferenceUID", "PatientID", "PatientName", "StudyDate", "AccessionNumber"),
+        *("ContainerIdentifier", "ImageOrientationSlide", "TotalPixelMatrixColumns", "TotalPixelMatrixRows"),
+        "TotalPixelMatrixOriginSequence",
+    )
+    for keyword in copied:
+        assert dataset[keyword].value == source[keyword].value, keyword
+    assert dataset.SeriesInstanceUID != source.SeriesInstanceUID
+    segment = dataset.SegmentSequence[0]
+    assert (segment.SegmentLabel, segment.SegmentAlgorithmType) == ("Tumor", "SEMIAUTOMATIC")
+    algorithm = segment.SegmentationAlgorithmIdentificationSequence[0]
+    assert algorithm.AlgorithmName == "WSI-SAM"
+    assert algorithm.AlgorithmVersion == ALGORITHM.version
+    assert "ab" * 32 in algorithm.AlgorithmParameters
+    meanings = [item.SegmentedPropertyTypeCodeSequence[0].CodeMeaning for item in dataset.SegmentSequence]
+    assert meanings == ["Neoplasm", "Connective tissue"]
+
+
+def test_codes_of_the_settings_win_and_unknown_classes_keep_their_name(headers: list[pydicom.Dataset]) -> None:
+    table = {"tumor": ("SCT 91723000 Anatomical Structure", "99LAB T1 Tumour bed")}
+    outlines = [Outline(RING, "Tumor: Positive"), Outline(DISC, "Crypt")]
+    source = source_of(headers)
+    result = make_result(source, SLIDE, outlines, algorithm=ALGORITHM, options=ResultOptions("seg"), codes=table)
+    first, second = pydicom.dcmread(io.BytesIO(result.content)).SegmentSequence
+    assert first.SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "Tumour bed"
+    assert second.SegmentLabel == "Crypt"
+    assert second.SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "Tissue"
+
+
+def test_polygons_come_back_from_annotations_to_a_hundredth_of_a_pixel(headers: list[pydicom.Dataset]) -> None:
+    far = Polygon([(1400.123456, 1000.654321), (1500.111, 1001), (1499.5, 1020.987654)])
+    result = made(headers, [Outline(DISC, "Tumor", 0.75), Outline(far, "Tumor"), Outline(ISLANDS, "Stroma")], "ann")
+    found = highdicom.ann.annread(io.BytesIO(result.content))
+    tumor, stroma = found.get_annotation_groups()
+    assert (tumor.label, tumor.algorithm_type.value, stroma.number_of_annotations) == ("Tumor", "SEMIAUTOMATIC", 2)
+    for drawn, read in zip((DISC, far), tumor.get_graphic_data("2D"), strict=True):
+        assert np.abs(shapely.get_coordinates(drawn)[:-1] - read).max() < 0.01
+    names, values, units = tumor.get_measurements()
+    area, iou = values.T
+    assert [name.meaning for name in names] == ["Area", "Predicted intersection over union"]
+    assert units[0].value == "um2"
+    assert area == pytest.approx([DISC.area * MPP**2, far.area * MPP**2], rel=1e-5)
+    assert iou[0] == pytest.approx(0.75)
+    assert np.isnan(iou[1])
+    assert found.ReferencedImageSequence[0].ReferencedSOPInstanceUID == headers[0].SOPInstanceUID
+
+
+def test_wsidicom_finds_the_annotations_on_its_slide(
+    slides: Path, headers: list[pydicom.Dataset], tmp_path: Path
+) -> None:
+    wsidicom = pytest.importorskip("wsidicom")
+    own = convert(slides / "tissue.tif", tmp_path / "slide")
+    result = made(own, [Outline(DISC, "Tumor", 0.75)], "ann")
+    (tmp_path / "slide" / "annotations.dcm").write_bytes(result.content)
+    with wsidicom.WsiDicom.open(tmp_path / "slide") as slide:
+        (instance,) = slide.annotations
+        (annotation,) = instance.groups[0].annotations
+        read = np.array([(point.x, point.y) for point in annotation.geometry.points])
+    assert instance.groups[0].label == "Tumor"
+    assert len(read) >= len(shapely.get_coordinates(DISC)) - 1
+
+
+def test_a_hole_is_refused_with_a_hint(headers: list[pydicom.Dataset]) -> None:
+    with pytest.raises(OutlineWithHoles, match="segmentation"):
+        made(headers, [Outline(RING)], "ann")
+
+
+@pytest.mark.parametrize("kind", ["seg", "ann"])
+def test_the_same_content_has_the_same_uids_and_other_content_others(headers: list[pydicom.Dataset], kind: Any) -> None:
+    outlines = [Outline(DISC, "Tumor", 0.9)]
+    once, again = made(headers, outlines, kind), made(headers, list(outlines), kind)
+    assert once.sop_instance_uid == again.sop_instance_uid
+    first, second = (pydicom.dcmread(io.BytesIO(result.content)) for result in (once, again))
+    for dataset in (first, second):  # the moments of making are all that may differ
+        for keyword in ("ContentDate", "ContentTime", "InstanceCreationDate", "InstanceCreationTime"):
+            if keyword in dataset:
+                delattr(dataset, keyword)
+        for item in dataset.ContributingEquipmentSequence:
+            item.pop("ContributionDateTime", None)
+    assert written(first) == written(second)
+    others = (
+        made(headers, [Outline(shapely.transform(DISC, lambda p: p + 1), "Tumor", 0.9)], kind),
+        made(headers, [Outline(DISC, "Stroma", 0.9)], kind),
+    )
+    assert len({once.sop_instance_uid, *(other.sop_instance_uid for other in others)}) == 3
+    assert {other.series_uid for other in others} == {once.series_uid}
+
+
+def test_dciodvfy_finds_nothing_that_it_does_not_find_in_highdicoms_own_objects(
+    headers: list[pydicom.Dataset], tmp_path: Path
+) -> None:
+    assert faults(made(headers, level=1).content, tmp_path) <= faults(written(plain_segmentation(headers[1])), tmp_path)
+    ours = made(headers, [Outline(DISC, "Tumor", 0.9), Outline(ISLANDS)], "ann")
+    assert faults(ours.content, tmp_path) <= faults(written(plain_annotations(headers[0])), tmp_path)
+
+
+def test_a_bare_anonymised_slide_gives_objects_without_further_faults(
+    headers: list[pydicom.Dataset], tmp_path: Path
+) -> None:
+    bare = copy.deepcopy(headers[0])
+    for keyword in ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID"):
+        del bare[keyword]
+    for keyword in ("StudyDate", "StudyTime", "ReferringPhysicianName", "TotalPixelMatrixOriginSequence"):
+        del bare[keyword]
+    del bare.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness
+    result = made([bare], level=0)
+    assert np.array_equal(read_segments(result.content)[..., 1], inside(ISLANDS))
+    assert faults(result.content, tmp_path) <= faults(written(plain_segmentation(headers[0])), tmp_path)
+
+
+def test_a_whole_slide_is_never_drawn_at_once(headers: list[pydicom.Dataset]) -> None:
+    huge = copy.deepcopy(headers[0])
+    huge.TotalPixelMatrixColumns = huge.TotalPixelMatrixRows = 400_000
+    slide = SlideGeometry(400_000, 400_000, [(1.0, 1.0)], MPP)
+    spread = [Outline(Point(x, 399_990 - x / 2).buffer(40)) for x in range(1000, 390_000, 8000)]
+
+    def make(outlines: list[Outline]) -> DicomResult:
+        options = ResultOptions("seg")
+        return make_result(source_of([huge]), slide, outlines, algorithm=ALGORITHM, options=options, codes={})
+
+    make(spread[:1])
+    tracemalloc.start()
+    result = make(spread)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert pydicom.dcmread(io.BytesIO(result.content)).NumberOfFrames >= len(spread)
+    assert peak < 64 << 20
+    with pytest.raises(InvalidRequest, match="coarser"):
+        make([Outline(box(0, 0, 400_000, 400_000))])
+
+
+def test_nothing_of_the_patient_reaches_logs_warnings_or_errors(
+    headers: list[pydicom.Dataset], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    planted = copy.deepcopy(headers[0])
+    for keyword, vr in (("PatientBirthDate", "DA"), ("PatientSex", "CS"), ("PatientName", "PN")):
+        planted[keyword] = pydicom.DataElement(keyword, vr, "Musterfrau" * 30, validation_mode=0)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with contextlib.suppress(UnreadableSlide):  # whose words are constant
+            made([planted], level=0)
+    assert not [str(warning.message) for warning in told if "Muster" in str(warning.message)]
+    assert "Muster" not in caplog.text
+
+
+FEATURE = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[[0, 0], [9, 0], [9, 9], [0, 0]]]}}
+
+
+def test_features_keep_what_qupath_says_of_them() -> None:
+    properties = {
+        "classification": {"names": ["Tumor", "Positive"], "color": [200, 0, 0]},
+        "measurements": {"Predicted IoU": 0.75},
+        "metadata": {"model": "lite_medsam", "adapters": "default", "mpp": "0.5"},
+    }
+    collection = {"type": "FeatureCollection", "features": [FEATURE | {"properties": properties}, FEATURE]}
+    full, bare = outlines_of_collection(collection)
+    assert (full.label, full.predicted_iou, full.mpp) == ("Tumor: Positive", 0.75, 0.5)
+    assert (full.model, full.adapters) == ("lite_medsam", "default")
+    assert (bare.label, bare.predicted_iou, bare.mpp, bare.model) == (None, None, None, None)
+    assert full.area.area == 40.5
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        None,
+        {"type": "Point", "coordinates": [1, 2]},
+        {"type": "LineString", "coordinates": [[0, 0], [1, 1]]},
+        {"type": "Polygon", "coordinates": []},
+        {"type": "Polygon", "coordinates": [[[0, 0], [9, 9], [9, 0], [0, 9], [0, 0]]]},
+        {"type": "Polygon", "coordinates": [[[0, 0], [9, 0]]]},
+        {"type": "Polygon", "coordinates": [[["a", 0], [9, 0], [9, 9], [0, 0]]]},
+        {"type": "Polygon", "coordinates": "x"},
+        {"type": "GeometryCollection", "geometries": []},
+        [[]],
+        7,
+    ],
+)
+def test_a_feature_that_is_no_area_is_refused_by_its_number(geometry: Any) -> None:
+    with pytest.raises(InvalidRequest, match=r"features\[1\]"):
+        outlines_of_collection({"type": "FeatureCollection", "features": [FEATURE, FEATURE | {"geometry": geometry}]})
+
+
+def test_outlines_end_at_the_slides_border(headers: list[pydicom.Dataset]) -> None:
+    over = Point(0, 500).buffer(80)
+    found = read_segments(made(headers, [Outline(over)]).content)
+    assert np.array_equal(found[..., 0], inside(over))
+    with pytest.raises(PromptOutsideSlide):
+        made(headers, [Outline(Point(-500, 500).buffer(80))])
+
+
+def plain_segmentation(header: pydicom.Dataset) -> Any:
+    """The least that highdicom's guide makes of a slide."""
+    mask = np.zeros((int(header.TotalPixelMatrixRows), int(header.TotalPixelMatrixColumns)), np.uint8)
+    mask[100:200, 100:200] = 1
+    description = highdicom.seg.SegmentDescription(
+        1,
+        "Tumor",
+        codes.SCT.MorphologicallyAbnormalStructure,
+        codes.SCT.Neoplasm,
+        "MANUAL",
+    )
+    return highdicom.seg.Segmentation([header], mask, "BINARY", [description], tile_pixel_array=True, **maker())
+
+
+def plain_annotations(header: pydicom.Dataset) -> Any:
+    group = highdicom.ann.AnnotationGroup(
+        number=1,
+        uid=highdicom.UID(),
+        label="Tumor",
+        annotated_property_category=codes.SCT.MorphologicallyAbnormalStructure,
+        annotated_property_type=codes.SCT.Neoplasm,
+        graphic_type="POLYGON",
+        graphic_data=[np.array([[1.0, 1.0], [5.0, 1.0], [5.0, 5.0]])],
+        algorithm_type="MANUAL",
+        measurements=[highdicom.ann.Measurements(codes.SCT.Area, np.array([8.0]), codes.UCUM.SquareMicrometer)],
+    )
+    return highdicom.ann.MicroscopyBulkSimpleAnnotations([header], "2D", [group], **maker())
+
+
+def maker() -> dict[str, Any]:
+    return {
+        "series_instance_uid": highdicom.UID(),
+        "series_number": 2,
+        "sop_instance_uid": highdicom.UID(),
+        "instance_number": 1,
+        "manufacturer": "a",
+        "manufacturer_model_name": "b",
+        "software_versions": "1",
+        "device_serial_number": "2",
+    }
