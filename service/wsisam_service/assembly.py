@@ -11,7 +11,8 @@ from fastapi import FastAPI
 
 from wsisam_service import metrics
 from wsisam_service.access.issuer import IssuerError
-from wsisam_service.access.keys import KeyFileError
+from wsisam_service.access.keys import KeyFileError, read_keys
+from wsisam_service.access.opening import access_notes
 from wsisam_service.app import create_app
 from wsisam_service.cluster.remote_executor import RemoteExecutor
 from wsisam_service.cluster.worker import create_worker
@@ -57,11 +58,12 @@ def build_service(settings: Settings) -> Service:
     catalogue = open_catalogue(settings)
     try:
         app = create_app(settings, catalogue, executor, install_weights)
+        keys = None if settings.keys is None else read_keys(settings.keys)
     except KeyFileError as error:
         raise SettingsError(f"setting keys: {error}") from error
     except IssuerError as error:
         raise SettingsError(f"setting oidc_issuer: {error}") from error
-    return Service(app, notes)
+    return Service(app, (*notes, *access_notes(keys, settings.oidc_issuer, catalogue.root_names)))
 
 
 def open_catalogue(settings: Settings) -> Catalogue:

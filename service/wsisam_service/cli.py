@@ -9,12 +9,24 @@ from importlib.metadata import version
 from typing import NoReturn
 
 from wsisam_model.errors import ModelError
-from wsisam_service.commands import adapters, bench, evaluate, info, parity, precompute, segment, serve, train, worker
+from wsisam_service.commands import (
+    adapters,
+    bench,
+    evaluate,
+    info,
+    key,
+    parity,
+    precompute,
+    segment,
+    serve,
+    train,
+    worker,
+)
 from wsisam_service.commands.flags import UsageError
 from wsisam_service.errors import ServiceError
 from wsisam_service.settings import SettingsError
 
-COMMANDS = (serve, worker, segment, info, precompute, train, evaluate, bench, parity, adapters)
+COMMANDS = (serve, worker, key, segment, info, precompute, train, evaluate, bench, parity, adapters)
 USER_ERROR = 2
 INTERRUPTED = 130
 

@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from wsisam_model.config import ModelConfig, model_config
-from wsisam_service.commands.flags import UsageError
+from wsisam_service.commands.flags import UsageError, add_settings, settings_of
 from wsisam_service.commands.slide_client import RemoteSlide
 from wsisam_service.slides.tissue import tissue_centres
 from wsisam_service.views import nearest_step, step_mpp
@@ -60,13 +60,15 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--mpp", type=float, help="µm per view pixel [what the model has for clicks]")
     parser.add_argument("--concurrency", type=int, default=2, help="requests at once [%(default)s]")
     parser.add_argument("--dry-run", action="store_true", help="only tell what would be encoded")
+    add_settings(parser, ("token",))
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     if options.concurrency < 1:
         raise UsageError("--concurrency is at least 1")
-    with RemoteSlide(options.url, options.slide) as slide:
+    token = settings_of(options).token.get_secret_value()
+    with RemoteSlide(options.url, options.slide, token) as slide:
         plan = make_plan(slide, options.mpp)
         kinds = "views and as many wide ones" if plan.wide else "views"
         print(f"{len(plan.centres)} {kinds} at {plan.mpp:g} µm show tissue, up to {plan.bytes / 1e9:.2f} GB")

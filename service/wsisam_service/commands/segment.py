@@ -36,7 +36,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--mpp", type=float, help="µm per view pixel [from the prompt's extent]")
     parser.add_argument("--simplify", type=float, default=DEFAULT_SIMPLIFY, help="view pixels [%(default)s]")
     parser.add_argument("--url", help="ask this server instead of loading the model here")
-    add_settings(parser, (*MODEL_SETTINGS, *CACHE_SETTINGS))
+    add_settings(parser, ("token", *MODEL_SETTINGS, *CACHE_SETTINGS))
     parser.set_defaults(run=run)
 
 
@@ -61,7 +61,7 @@ def _prompts(options: argparse.Namespace) -> list[Prompt]:
 
 def _client(options: argparse.Namespace, settings: Settings) -> SlideClient:
     if options.url:
-        return RemoteSlide(options.url, options.slide)
+        return RemoteSlide(options.url, options.slide, settings.token.get_secret_value())
     return LocalSlide(Path(options.slide), settings)
 
 

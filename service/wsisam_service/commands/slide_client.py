@@ -32,11 +32,12 @@ class SlideClient(Protocol):
 
 
 class RemoteSlide:
-    """A slide of the server at `url`, given by its name or id there."""
+    """A slide of the server at `url`, given by its name or id there. `token` is a key or access token, if any."""
 
-    def __init__(self, url: str, slide: str) -> None:
+    def __init__(self, url: str, slide: str, token: str = "") -> None:
         transport = httpx.HTTPTransport(retries=RETRIES)
-        self._http = httpx.Client(base_url=url.rstrip("/"), timeout=TIMEOUT_S, transport=transport)
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        self._http = httpx.Client(base_url=url.rstrip("/"), timeout=TIMEOUT_S, transport=transport, headers=headers)
         self._slide = slide
         self._path = ""
 
@@ -92,7 +93,13 @@ class RemoteSlide:
         raise UsageError(f"the server has no slide called {name}")
 
     def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """The answer; only 401 and 403, which no caller can do anything about, are errors here."""
         try:
-            return self._http.request(method, path, **options)
+            answer = self._http.request(method, path, **options)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise UsageError(f"cannot reach the server: {error}") from error
+        if answer.status_code == httpx.codes.UNAUTHORIZED:
+            raise UsageError("the server asks for a key: give --token, or set WSISAM_TOKEN")
+        if answer.status_code == httpx.codes.FORBIDDEN:
+            raise UsageError("the server refuses: the key does not allow this")
+        return answer
