@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from wsisam_service.access.identity import Identity
 from wsisam_service.slides.catalogue import Catalogue, Slide, SlidePage
+from wsisam_service.slides.items import EVERY_SLIDE, DicomQuery
 
 
 class VisibleSlides:
@@ -21,13 +24,23 @@ class VisibleSlides:
         """See `Catalogue.get`."""
         return self._catalogue.get(slide_id, self._roots)
 
-    def list(self, q: str = "", limit: int = 100, cursor: str | None = None) -> SlidePage:
+    async def open(self, slide_id: str) -> Slide:
+        """See `Catalogue.open`."""
+        return await self._catalogue.open(slide_id, self._roots)
+
+    def list(
+        self, q: str = "", limit: int = 100, cursor: str | None = None, dicom: DicomQuery = EVERY_SLIDE
+    ) -> SlidePage:
         """See `Catalogue.list`."""
-        return self._catalogue.list(q, limit, cursor, self._roots)
+        return self._catalogue.list(q, limit, cursor, self._roots, dicom)
 
     def drop_tiles(self, slide_id: str) -> None:
         """See `Catalogue.drop_tiles`; for a slide that `get` gave."""
         self._catalogue.drop_tiles(slide_id)
+
+    def pacs_states(self) -> Sequence[str]:
+        """See `Catalogue.pacs_states`."""
+        return self._catalogue.pacs_states()
 
     def readable(self) -> bool:
         """Whether every root can be listed now, also those that the identity does not see."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -26,7 +24,7 @@ async def purge(slide_id: str, request: Request, services: ServicesDep) -> Respo
     """Embeddings and refine states in every tier, at every worker on the same Redis; decoded tiles and pictures of
     this process. `views` says how many embeddings went. The slide itself stays.
     """
-    slide = await asyncio.to_thread(services.catalogue.get, slide_id)
+    slide = await services.catalogue.open(slide_id)
     views = await services.executor.purge(key_fingerprint(slide.fingerprint, services.settings.fingerprint_key))
     services.catalogue.drop_tiles(slide_id)
     pictures: Pictures = request.app.state.iiif_pictures

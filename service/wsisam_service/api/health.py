@@ -37,15 +37,15 @@ async def healthz() -> PlainTextResponse:
     responses=described_problems(503),
 )
 async def readyz(request: Request, services: ServicesDep) -> PlainTextResponse:
-    """200 once the model is loaded and warm and every slide root can be read; with the state of audit sinks, which
-    does not count.
+    """200 once the model is loaded and warm and every slide root can be read; with the state of audit sinks and
+    PACS's, which do not count.
     """
     if not await services.executor.ready():
         raise NotReady("the model is not loaded yet", retry_after_s=2)
     if not await asyncio.to_thread(services.catalogue.readable):
         raise NotReady("a root of the slides cannot be read", retry_after_s=5)
     trail: AuditTrail = request.app.state.audit
-    return PlainTextResponse("\n".join(("ready", *trail.states(), "")))
+    return PlainTextResponse("\n".join(("ready", *trail.states(), *services.catalogue.pacs_states(), "")))
 
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)

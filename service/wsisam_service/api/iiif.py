@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
@@ -80,10 +79,10 @@ async def redirect(request: Request) -> Response:
     return RedirectResponse(f"{_identifier(request)}/info.json", 303)
 
 
-@router.get("/info.json", summary="IIIF description of a slide", responses=described_problems(404, 422))
+@router.get("/info.json", summary="IIIF description of a slide", responses=described_problems(404, 422, 502, 503))
 async def show_information(slide_id: str, request: Request, services: ServicesDep) -> Response:
     """Size, tiles and what else can be asked for. JSON-LD where the Accept header prefers it."""
-    slide = await asyncio.to_thread(services.catalogue.get, slide_id)
+    slide = await services.catalogue.open(slide_id)
     document = iiif.information(_identifier(request).removesuffix("/info.json"), slide.width, slide.height)
     linked = "application/ld+json" in request.headers.get("accept", "")
     headers = {"cache-control": "no-cache", "vary": "accept", "link": PROFILE_LINK}
@@ -97,7 +96,7 @@ async def show_information(slide_id: str, request: Request, services: ServicesDe
     responses={
         200: {"content": _PICTURES},
         304: {"description": "Unchanged"},
-        **described_problems(400, 404, 422, 503),
+        **described_problems(400, 404, 422, 502, 503),
     },
 )
 async def show_picture(
@@ -112,7 +111,7 @@ async def show_picture(
     quality_format: str,
 ) -> Response:
     """A region of level 0 in the size asked for, from the best level of the pyramid."""
-    slide = await asyncio.to_thread(services.catalogue.get, slide_id)
+    slide = await services.catalogue.open(slide_id)
     wanted = iiif.parse(region, size, rotation, quality_format, (slide.width, slide.height))
     etag = etag_of(slide, wanted)
     image = _identifier(request).rsplit("/", 4)[0]

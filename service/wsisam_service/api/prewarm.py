@@ -35,7 +35,7 @@ async def prewarm(
     body: Annotated[PrewarmBody, Depends(json_body(PrewarmBody))],
 ) -> Response:
     """The views of boxes and clicks to come, or of clicks anywhere in a region, low-resolution ones included."""
-    slide = await asyncio.to_thread(services.catalogue.get, slide_id)
+    slide = await services.catalogue.open(slide_id)
     offer = await model_offer(services.executor, None)
     planned = await asyncio.to_thread(views_to_prewarm, body.request(), slide, offer.config)
     views = services.segmenter.views(slide, offer)

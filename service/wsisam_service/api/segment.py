@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import Annotated
 
@@ -42,7 +41,7 @@ async def segment(
     timings, start = Timings(), time.perf_counter()
     bare = wants_feature_collection(request)
     wanted = body.request(request_id(), format="geojson" if bare else None)
-    slide = await asyncio.to_thread(services.catalogue.get, slide_id)
+    slide = await services.catalogue.open(slide_id)
     if body.dicom is not None:
         check_dicom(slide)
     answer = await unless_client_gone(request, services.segmenter.segment(slide, wanted, timings))

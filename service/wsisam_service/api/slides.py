@@ -17,6 +17,7 @@ from wsisam_service.api.problems import problem_entry
 from wsisam_service.api.slide_answers import SlideDetailsAnswer, SlidesAnswer
 from wsisam_service.slides import pixels
 from wsisam_service.slides.catalogue import ListedSlide, Slide
+from wsisam_service.slides.items import DicomQuery
 from wsisam_service.slides.reader import RgbImage
 from wsisam_service.views import MAX_REQUEST_MPP, MIN_REQUEST_MPP
 
@@ -36,12 +37,17 @@ router = APIRouter(prefix="/v1/slides", tags=["slides"])
 @router.get("", summary="Which slides there are", responses={200: {"model": SlidesAnswer}, **described_problems(422)})
 async def list_slides(
     services: ServicesDep,
+    *,
     q: Annotated[str, Query(max_length=1000, description="Part of the name, in any case.")] = "",
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = DEFAULT_PAGE,
     cursor: Annotated[str, Query(max_length=4096, description="`next` of the page before.")] = "",
+    study: Annotated[str, Query(max_length=64, description="Study instance UID of a DICOM slide.")] = "",
+    series: Annotated[str, Query(max_length=64, description="Series instance UID of a DICOM slide.")] = "",
+    accession: Annotated[str, Query(max_length=64, description="Accession number of a DICOM slide.")] = "",
 ) -> Response:
     """Slides by name, page by page. Files that look like slides and cannot be served are named under `unreadable`."""
-    page = await asyncio.to_thread(services.catalogue.list, q, limit, cursor or None)
+    dicom = DicomQuery(study, series, accession)
+    page = await asyncio.to_thread(services.catalogue.list, q, limit, cursor or None, dicom)
     return json_response(
         {
             "slides": [_summary(listed.slide) for listed in page.slides if listed.slide],
@@ -54,11 +60,11 @@ async def list_slides(
 @router.get(
     "/{slide_id}",
     summary="One slide",
-    responses={200: {"model": SlideDetailsAnswer}, **described_problems(404, 422)},
+    responses={200: {"model": SlideDetailsAnswer}, **described_problems(404, 422, 502, 503)},
 )
 async def show_slide(slide_id: str, services: ServicesDep) -> Response:
     """Size, pixel size, levels, bounds, objective power, and what every answer on this slide will warn of."""
-    slide = await asyncio.to_thread(services.catalogue.get, slide_id)
+    slide = await services.catalogue.open(slide_id)
     _, warnings = slide.slide_mpp(_default_mpp(services))
     info = slide.info
     bounds = dict(zip(("x", "y", "width", "height"), info.bounds, strict=True)) if info.bounds else None
@@ -75,7 +81,7 @@ async def show_slide(slide_id: str, services: ServicesDep) -> Response:
     "/{slide_id}/thumbnail",
     summary="The whole slide as a small picture",
     response_class=Response,
-    responses={200: {"content": {"image/jpeg": {}}}, **described_problems(404, 422)},
+    responses={200: {"content": {"image/jpeg": {}}}, **described_problems(404, 422, 502, 503)},
 )
 async def show_thumbnail(
     slide_id: str,
@@ -84,17 +90,19 @@ async def show_thumbnail(
 ) -> Response:
     """JPEG with at most `max` pixels on its longer side."""
 
-    def draw() -> bytes:
-        return _encode(pixels.thumbnail(services.catalogue.get(slide_id), max_side), "jpeg")
+    slide = await services.catalogue.open(slide_id)
 
-    return Response(await asyncio.to_thread(draw), media_type="image/jpeg")
+    def draw() -> bytes:
+        return _encode(pixels.thumbnail(slide, max_side), "jpeg")
+
+    return Response(await slide.lane.run(draw), media_type="image/jpeg")
 
 
 @router.get(
     "/{slide_id}/region",
     summary="A rectangle of the slide as a picture",
     response_class=Response,
-    responses={200: {"content": _PICTURES}, **described_problems(404, 413, 422)},
+    responses={200: {"content": _PICTURES}, **described_problems(404, 413, 422, 502, 503)},
 )
 async def show_region(
     slide_id: str,
@@ -109,13 +117,14 @@ async def show_region(
 ) -> Response:
     """Level-0 rectangle at `mpp` µm per pixel, full resolution where absent; white outside the slide."""
 
+    slide = await services.catalogue.open(slide_id)
+
     def draw() -> bytes:
-        slide = services.catalogue.get(slide_id)
         slide_mpp, _ = slide.slide_mpp(_default_mpp(services))
         rectangle = (x, y, width, height)
         return _encode(pixels.read_region_image(slide, rectangle, slide_mpp=slide_mpp, mpp=mpp), format)
 
-    return Response(await asyncio.to_thread(draw), media_type=f"image/{format}")
+    return Response(await slide.lane.run(draw), media_type=f"image/{format}")
 
 
 def _default_mpp(services: Services) -> float:

@@ -64,8 +64,11 @@ class Pictures:
             raise Overloaded("too many tiles are waiting to be drawn", retry_after_s=2)
         self._waiting += 1
         try:
-            loop = asyncio.get_running_loop()
-            picture = await loop.run_in_executor(self._threads, _draw, slide, request)
+            if slide.lane.listing is None:
+                loop = asyncio.get_running_loop()
+                picture = await loop.run_in_executor(self._threads, _draw, slide, request)
+            else:  # one that may wait long does so elsewhere
+                picture = await slide.lane.run(_draw, slide, request)
         finally:
             self._waiting -= 1
         self._keep(etag, picture)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import nullcontext
 
 from wsisam_service import metrics
 from wsisam_service.jobs import ViewPixels
@@ -33,9 +34,10 @@ class SlideViews:
         return key
 
     async def pixels(self, key: str) -> ViewPixels:
-        """See `jobs.PixelSource`. Raises `UnreadableSlide`."""
-        async with self._gate:
-            return await asyncio.to_thread(self._read, self._views[key])
+        """See `jobs.PixelSource`. Raises `UnreadableSlide`, `PacsUnavailable`, `Overloaded`."""
+        lane = self._slide.lane
+        async with self._gate if lane.listing is None else nullcontext():  # a PACS's lane has a bound of its own
+            return await lane.run(self._read, self._views[key])
 
     def _read(self, view: View) -> ViewPixels:
         started = time.perf_counter()

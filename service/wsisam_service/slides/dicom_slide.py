@@ -79,6 +79,9 @@ class DicomReader(SlideReader):
             _paste(region, inside, left - x, top - y)
         return region
 
+    def drop_tiles(self) -> None:
+        self._tiles.drop(self._number)
+
     def _pixels(self, level: int, numbers: Iterable[int]) -> Iterator[tuple[int, RgbImage]]:
         """(number, pixels) of each tile: those held, then those to be fetched as they come."""
         missing = []
