@@ -17,7 +17,7 @@ from wsisam_service.logs import request_id
 
 UNKNOWN = "unknown"
 """Who asked, where nobody knows: refused before they said."""
-_UNTOLD = ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/problems/", "/assets/", "/favicon")
+_UNTOLD = ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/problems/", "/page/", "/favicon")
 """Paths that tell nothing of a slide: probes, descriptions and the page's own files."""
 _SLIDE_ID = re.compile(r"[a-z2-7]{1,64}")
 
