@@ -16,7 +16,7 @@ import numpy as np
 import pydicom
 import pytest
 import shapely
-from dicom_objects import convert, faults, pixels_inside, read_segments, source_of, written
+from dicom_objects import convert, faults, pixels_inside, read_segments, written
 from pydicom.sr.codedict import codes
 from shapely import MultiPolygon, Point, Polygon, box
 
@@ -50,7 +50,7 @@ def made(
     headers: Sequence[pydicom.Dataset], outlines: Sequence[Outline] = OUTLINES, kind: Any = "seg", **options: Any
 ) -> DicomResult:
     wanted = ResultOptions(kind, **options)
-    return make_result(source_of(headers), SLIDE, outlines, algorithm=ALGORITHM, options=wanted, codes={})
+    return make_result(headers, SLIDE, outlines, algorithm=ALGORITHM, options=wanted, codes={})
 
 
 def inside(area: shapely.Geometry, level: int = 0) -> Any:
@@ -122,8 +122,7 @@ def test_a_segmentation_belongs_to_its_slide_and_says_who_drew_it(headers: list[
 def test_codes_of_the_settings_win_and_unknown_classes_keep_their_name(headers: list[pydicom.Dataset]) -> None:
     table = {"tumor": ("SCT 91723000 Anatomical Structure", "99LAB T1 Tumour bed")}
     outlines = [Outline(RING, "Tumor: Positive"), Outline(DISC, "Crypt")]
-    source = source_of(headers)
-    result = make_result(source, SLIDE, outlines, algorithm=ALGORITHM, options=ResultOptions("seg"), codes=table)
+    result = make_result(headers, SLIDE, outlines, algorithm=ALGORITHM, options=ResultOptions("seg"), codes=table)
     first, second = pydicom.dcmread(io.BytesIO(result.content)).SegmentSequence
     assert first.SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "Tumour bed"
     assert second.SegmentLabel == "Crypt"
@@ -219,7 +218,7 @@ def test_a_whole_slide_is_never_drawn_at_once(headers: list[pydicom.Dataset]) ->
 
     def make(outlines: list[Outline]) -> DicomResult:
         options = ResultOptions("seg")
-        return make_result(source_of([huge]), slide, outlines, algorithm=ALGORITHM, options=options, codes={})
+        return make_result([huge], slide, outlines, algorithm=ALGORITHM, options=options, codes={})
 
     make(spread[:1])
     tracemalloc.start()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Depends
@@ -40,7 +39,7 @@ async def make_result(
     """A segmentation or bulk annotations, from GeoJSON or from refine tokens. The same content has the same UIDs, so
     that a request can be repeated.
     """
-    slide = await asyncio.to_thread(services.catalogue.get, slide_id)
+    slide = await services.catalogue.open(slide_id)
     result = await unless_client_gone(request, services.results.of_request(slide, body.request()))
     if not body.store:
         return dicom_response(result)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from wsisam_service.dicom.annotations import Annotated, Group, annotation_object
 from wsisam_service.dicom.codes import CodedClass, CodeTable, coded_class
@@ -13,8 +13,10 @@ from wsisam_service.dicom.derived import DicomResult, require_highdicom
 from wsisam_service.dicom.identity import Algorithm
 from wsisam_service.dicom.outlines import Outline, within_slide
 from wsisam_service.dicom.segmentation import Segment, SegmentationType, segmentation_object
-from wsisam_service.dicom.source import DicomSource
-from wsisam_service.errors import InvalidRequest, NoDicomSource
+from wsisam_service.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    import pydicom
 
 ResultKind = Literal["seg", "ann"]
 
@@ -41,7 +43,7 @@ class SlideGeometry:
 
 
 def make_result(
-    source: DicomSource | None,
+    headers: Sequence[pydicom.Dataset],
     slide: SlideGeometry,
     outlines: Sequence[Outline],
     *,
@@ -49,20 +51,17 @@ def make_result(
     options: ResultOptions,
     codes: CodeTable,
 ) -> DicomResult:
-    """The object of `outlines`; blocks on the slide's headers, and on a second or so of work.
+    """The object of `outlines` on the slide with these `headers`, one for each level. Made for a thread: the work may
+    take a second.
 
-    Raises `NoDicomSource`, `NotSupported`, `InvalidRequest`, `PromptOutsideSlide`, `OutlineWithHoles`,
-    `UnreadableSlide`, `PacsUnavailable`.
+    Raises `NotSupported`, `InvalidRequest`, `PromptOutsideSlide`, `OutlineWithHoles`, `UnreadableSlide`.
     """
-    if source is None:
-        raise NoDicomSource("the slide is no DICOM slide, so nothing in DICOM can refer to it")
     require_highdicom()
     if not outlines:
         raise InvalidRequest("there is no outline to write")
     level = _level(slide, outlines, options)
     inside = within_slide(outlines, slide.width, slide.height)
     classes = _by_class(inside, codes)
-    headers = source.headers()
     if options.kind == "ann":
         groups = [Group(coded, [Annotated(o.area, o.predicted_iou) for o in some]) for coded, some in classes.items()]
         return annotation_object(headers[0], slide.mpp, groups, algorithm)

@@ -14,6 +14,7 @@ from wsisam_service.dicom.derived import DicomResult
 from wsisam_service.dicom.identity import Algorithm
 from wsisam_service.dicom.outlines import Outline, class_name, outlines_of_collection
 from wsisam_service.dicom.results import ResultKind, ResultOptions, SlideGeometry, make_result
+from wsisam_service.dicom.source import DicomSource
 from wsisam_service.errors import InvalidRequest, NoDicomSource
 from wsisam_service.jobs import DEFAULT_ADAPTERS, NO_ADAPTERS, Executor
 from wsisam_service.masks import geojson, rle
@@ -68,7 +69,9 @@ class Results:
         self._making = asyncio.Semaphore(OBJECTS_AT_ONCE)
 
     async def of_request(self, slide: Slide, request: ResultRequest) -> DicomResult:
-        """Raises what `dicom.results.make_result` raises, `RefineExpired` and `UnknownModel`."""
+        """Raises what `dicom.results.make_result` and `DicomSource.headers` raise, `NoDicomSource`, `RefineExpired` and
+        `UnknownModel`.
+        """
         check_dicom(slide)
         offer = await model_offer(self._executor, request.model)
         adapters = offer.adapters_for(request.adapters)
@@ -112,18 +115,20 @@ class Results:
 
     async def store(self, slide: Slide, result: DicomResult) -> None:
         """Send an object to the PACS of its slide. Safe to repeat. Raises `NoDicomSource`, `PacsUnavailable`."""
-        source = slide.info.dicom
-        if source is None or source.store is None:
+        source = check_dicom(slide)
+        if source.store is None:
             raise NoDicomSource("the slide came from files, not from a PACS that could store this")
-        await asyncio.to_thread(source.store, [result.content])
+        await slide.lane.run(source.store, [result.content])
 
     async def _make(
         self, slide: Slide, outlines: Sequence[Outline], algorithm: Algorithm, options: ResultOptions
     ) -> DicomResult:
+        source = check_dicom(slide)
+        headers = await slide.lane.run(source.headers)  # before anybody's turn is taken: a PACS may be slow
         async with self._making:
             return await asyncio.to_thread(
                 make_result,
-                slide.info.dicom,
+                headers,
                 _geometry(slide),
                 outlines,
                 algorithm=algorithm,
@@ -132,10 +137,11 @@ class Results:
             )
 
 
-def check_dicom(slide: Slide) -> None:
-    """Before any work is done."""
+def check_dicom(slide: Slide) -> DicomSource:
+    """What an object of `slide` refers to; to be asked before any work is done. Raises `NoDicomSource`."""
     if slide.info.dicom is None:
         raise NoDicomSource("the slide is no DICOM slide, so nothing in DICOM can refer to it")
+    return slide.info.dicom
 
 
 def _geometry(slide: Slide) -> SlideGeometry:
