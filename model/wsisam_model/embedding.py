@@ -42,20 +42,28 @@ class Embedding:
     @classmethod
     def from_bytes(cls, blob: bytes) -> Embedding:
         """The embedding of a `to_bytes` blob, float16 on the CPU. `CheckpointError` if it is anything else."""
-        try:
-            tensors = load(blob)
-            metadata = _metadata(blob)
-            embedding, early = tensors["embedding"], tensors["early"]
-            height, width = (int(side) for side in metadata["view_size"].split("x"))
-        except (SafetensorError, KeyError, ValueError) as error:
-            raise CheckpointError("not the blob of an embedding") from error
-        if metadata.get("format") != FORMAT:
-            raise CheckpointError(f"an embedding of format {metadata.get('format')!r}, not {FORMAT!r}")
-        if embedding.shape != (WIDTH, GRID, GRID) or early.ndim != 3 or early.shape[1:] != (GRID, GRID):
-            raise CheckpointError(f"an embedding of shapes {tuple(embedding.shape)} and {tuple(early.shape)}")
-        if embedding.dtype != torch.float16 or early.dtype != torch.float16 or min(height, width) < 1:
-            raise CheckpointError(f"an embedding of {embedding.dtype} and {early.dtype}, view {height}x{width}")
-        return cls(embedding, early, (height, width))
+        tensors, view_size = read_blob(blob, FORMAT, torch.float16)
+        return cls(tensors["embedding"], tensors["early"], view_size)
+
+
+def read_blob(blob: bytes, form: str, dtype: torch.dtype) -> tuple[dict[str, Tensor], tuple[int, int]]:
+    """The tensors of a blob that says it is of `form`, its two maps of `dtype`, and the view's (height, width).
+
+    Raises `CheckpointError` for anything else.
+    """
+    try:
+        tensors, metadata = load(blob), _metadata(blob)
+        embedding, early = tensors["embedding"], tensors["early"]
+        height, width = (int(side) for side in metadata["view_size"].split("x"))
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise CheckpointError("not the blob of an embedding") from error
+    if metadata.get("format") != form:
+        raise CheckpointError(f"an embedding of format {metadata.get('format')!r}, not {form!r}")
+    if embedding.shape != (WIDTH, GRID, GRID) or early.ndim != 3 or early.shape[1:] != (GRID, GRID):
+        raise CheckpointError(f"an embedding of shapes {tuple(embedding.shape)} and {tuple(early.shape)}")
+    if embedding.dtype != dtype or early.dtype != dtype or min(height, width) < 1:
+        raise CheckpointError(f"an embedding of {embedding.dtype} and {early.dtype}, view {height}x{width}")
+    return tensors, (height, width)
 
 
 def _metadata(blob: bytes) -> dict[str, str]:

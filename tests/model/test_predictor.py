@@ -13,6 +13,7 @@ from wsisam_model.checkpoints import AdapterWeights, BaseWeights
 from wsisam_model.config import model_config
 from wsisam_model.errors import CheckpointError, ModelError, PromptError
 from wsisam_model.image_encoder import build_image_encoder
+from wsisam_model.int8_embedding import Int8Embedding
 from wsisam_model.network import WsiSam
 from wsisam_model.predictor import Decoded, DecodeRequest, DecoderView, Embedding, Predictor
 from wsisam_model.prompts import Prompt
@@ -120,6 +121,24 @@ def test_a_damaged_blob_is_refused(damage: object) -> None:
     assert callable(damage)
     with pytest.raises(CheckpointError):
         Embedding.from_bytes(damage(blob))
+
+
+def test_an_embedding_in_int8_takes_half_the_bytes_and_comes_back_as_it_was_kept() -> None:
+    exact = Embedding(torch.randn(256, 64, 64), 50 * torch.randn(160, 64, 64), (384, 512))
+    kept = Int8Embedding.of(exact)
+    blob = kept.to_bytes()
+    back = Int8Embedding.from_bytes(blob).restored()
+    assert len(blob) < 0.51 * len(exact.to_bytes())
+    assert back.view_size == (384, 512)
+    torch.testing.assert_close(back.embedding, kept.restored().embedding, rtol=0, atol=0)
+    for name in ("embedding", "early"):
+        there, given = getattr(back, name).float(), getattr(exact, name)
+        step = given.abs().amax(dim=(1, 2), keepdim=True) / 127
+        assert ((there - given).abs() <= 0.56 * step).all()
+    with pytest.raises(CheckpointError, match="format"):
+        Embedding.from_bytes(blob)
+    with pytest.raises(CheckpointError, match="format"):
+        Int8Embedding.from_bytes(exact.to_bytes())
 
 
 def test_a_blob_of_another_shape_is_refused() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +17,14 @@ from wsisam_model.prompts import Prompt
 from wsisam_service.jobs import ViewPixels
 
 if TYPE_CHECKING:
+    from wsisam_model.embedding import Embedding
     from wsisam_model.fast_decoder import DecoderView
-    from wsisam_model.predictor import Embedding, Predictor
+    from wsisam_model.int8_embedding import Int8Embedding
+    from wsisam_model.predictor import Predictor
 
-if TYPE_CHECKING:
-    pass
+    StoredEmbedding = Embedding | Int8Embedding
 
+StoreFormat = Literal["float16", "int8"]
 Logits = npt.NDArray[np.float32]
 
 
@@ -147,16 +149,22 @@ class Backend(Protocol[E, V]):
 
 
 class PredictorBackend:
-    """`Backend` over the network in torch or another engine. Importing it costs nothing, making one imports torch."""
+    """`Backend` over the network in torch or another engine. Importing it costs nothing, making one imports torch.
 
-    def __init__(self, predictor: Predictor) -> None:
+    Embeddings are rounded at once to how the stores keep them, `store_format`, so that a mask is the same wherever its
+    view's embedding comes from.
+    """
+
+    def __init__(self, predictor: Predictor, store_format: StoreFormat = "float16") -> None:
         from wsisam_model.decoder_batch import DecodeRequest
-        from wsisam_model.predictor import Embedding
+        from wsisam_model.embedding import Embedding
+        from wsisam_model.int8_embedding import Int8Embedding
         from wsisam_model.preprocessing import upscale_logits
 
         self._predictor = predictor
         self._request = DecodeRequest
-        self._parse = Embedding.from_bytes
+        self._int8 = Int8Embedding if store_format == "int8" else None
+        self._float16 = Embedding
         self._upscale = upscale_logits
 
     @property
@@ -165,7 +173,8 @@ class PredictorBackend:
 
     @property
     def key_prefix(self) -> str:
-        return self._predictor.key_prefix
+        prefix = self._predictor.key_prefix
+        return f"{prefix}-int8" if self._int8 else prefix  # the masks differ a little
 
     @property
     def adapters(self) -> AdapterFacts | None:
@@ -187,15 +196,16 @@ class PredictorBackend:
     def warnings(self) -> Sequence[str]:
         return self._predictor.warnings
 
-    def encode(self, images: Sequence[ViewPixels]) -> Sequence[Embedding]:
-        # Rounded as the stores keep them, so that a mask is the same wherever its view's embedding comes from.
-        return [embedding.halved() for embedding in self._predictor.encode(images)]
+    def encode(self, images: Sequence[ViewPixels]) -> Sequence[StoredEmbedding]:
+        exact = self._predictor.encode(images)
+        return [self._int8.of(one) for one in exact] if self._int8 else [one.halved() for one in exact]
 
-    def load(self, blob: bytes) -> Embedding:
-        return self._parse(blob)
+    def load(self, blob: bytes) -> StoredEmbedding:
+        return (self._int8 or self._float16).from_bytes(blob)
 
-    def prepare(self, embedding: Embedding) -> DecoderView:
-        return self._predictor.prepare(embedding)
+    def prepare(self, embedding: StoredEmbedding) -> DecoderView:
+        exact = embedding if isinstance(embedding, self._float16) else embedding.restored()
+        return self._predictor.prepare(exact)
 
     def decode(self, items: Sequence[DecodeItem[DecoderView]]) -> Sequence[Decoded]:
         return self._predictor.decode(
