@@ -111,7 +111,7 @@ def load_backend(settings: Settings) -> PredictorBackend:
     )
     if predictor.device.startswith("cuda"):
         _watch_device_memory(predictor.device)
-    return PredictorBackend(predictor)
+    return PredictorBackend(predictor, settings.store_format)
 
 
 def _watch_device_memory(device: str) -> None:

@@ -133,7 +133,7 @@ class _InProcess:
 
         self._loop = loop
         self._predictor = predictor
-        self._executor = build_executor(settings, PredictorBackend(predictor))
+        self._executor = build_executor(settings, PredictorBackend(predictor, settings.store_format))
 
     def decoding(self, views: tuple[View, View], pixels: list[ViewPixels], prompt: Prompt) -> Callable[[], object]:
         """A warm decode of `prompt`: its views are encoded before this returns."""
