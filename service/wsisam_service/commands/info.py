@@ -31,12 +31,16 @@ def run(options: argparse.Namespace) -> int:
 
 
 def open_slide_file(path: Path) -> Slide:
-    """The slide in this file; raises `UsageError` where there is none, and what the catalogue raises."""
-    if not path.is_file():
+    """The slide in this file or folder of DICOM; raises `UsageError` where there is none, and what the catalogue
+    raises.
+    """
+    if not path.exists():
         raise UsageError(f"there is no file {path}")
     listed = Catalogue([str(path)]).list().slides
     if not listed:
         raise UsageError(f"{path} is not named like a slide")
+    if len(listed) > 1:
+        raise UsageError(f"{path} holds {len(listed)} slides; name one of them")
     if listed[0].slide is None:
         raise UsageError(f"{path}: {listed[0].problem}")
     return listed[0].slide

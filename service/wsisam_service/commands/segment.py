@@ -1,4 +1,6 @@
-"""`wsisam segment`: outlines on one slide, in this process or by a running server, as GeoJSON that QuPath opens."""
+"""`wsisam segment`: outlines on one slide, in this process or by a running server, as GeoJSON that QuPath opens, or as
+a DICOM object.
+"""
 
 from __future__ import annotations
 
@@ -23,16 +25,21 @@ PROGRESS_FROM = 9
 REQUEST_PROMPTS = 32
 """Prompts in one request where there is a bar to move; up to MAX_PROMPTS are allowed."""
 NOTHING_FOUND = 1
+GEOJSON = "geojson"
+DICOM_KINDS = {"dicom-seg": "seg", "dicom-ann": "ann"}
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("segment", help="outline what boxes or points show, on one slide", description=__doc__)
-    parser.add_argument("slide", metavar="SLIDE", help="a slide file; with --url the name or id of the server's slide")
+    parser.add_argument("slide", metavar="SLIDE", help="a slide file or a folder of DICOM; with --url its name or id")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--box", metavar="X0,Y0,X1,Y1", action="append", help="level-0 pixels; may be repeated")
     what.add_argument("--points", metavar='"X,Y,1 X,Y,0"', help="clicks on (1) and beside (0) one object")
     what.add_argument("--prompts", metavar="FILE", type=Path, help="GeoJSON: boxes around areas, clicks for points")
-    parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="GeoJSON to write [standard output]")
+    parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="what to write [standard output]")
+    parser.add_argument(
+        "--format", choices=(GEOJSON, *DICOM_KINDS), help="[dicom-seg where FILE ends in .dcm, else geojson]"
+    )
     parser.add_argument("--mpp", type=float, help="µm per view pixel [from the prompt's extent]")
     parser.add_argument("--simplify", type=float, default=DEFAULT_SIMPLIFY, help="view pixels [%(default)s]")
     parser.add_argument("--url", help="ask this server instead of loading the model here")
@@ -42,14 +49,22 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(options: argparse.Namespace) -> int:
     prompts = _prompts(options)
-    common = {"format": "geojson", "simplify": options.simplify}
+    format_ = options.format or ("dicom-seg" if options.output and options.output.suffix == ".dcm" else GEOJSON)
+    # A segmentation is to hold the very pixels of the masks.
+    common = {"format": "geojson", "simplify": 0.0 if format_ == "dicom-seg" else options.simplify}
     if options.mpp is not None:
         common["mpp"] = options.mpp
     with _client(options, settings_of(options)) as client:
         results = _ask(client, prompts, common)
-    features = [result["geojson"] for result in results if result.get("geojson")]
-    _write(options.output, {"type": "FeatureCollection", "features": features})
-    _tell_what_is_missing(results)
+        _tell_what_is_missing(results)
+        features = [result["geojson"] for result in results if result.get("geojson")]
+        collection = {"type": "FeatureCollection", "features": features}
+        if format_ == GEOJSON:
+            _write(options.output, orjson.dumps(collection, option=orjson.OPT_APPEND_NEWLINE))
+        elif any("problem" in result for result in results):
+            raise UsageError("no object written: it would not say which prompts failed")
+        elif features:
+            _write(options.output, client.result({"kind": DICOM_KINDS[format_], "geojson": collection}))
     return 0 if features else NOTHING_FOUND
 
 
@@ -83,8 +98,7 @@ def _ask(client: SlideClient, prompts: Sequence[Prompt], common: Mapping[str, An
     return results
 
 
-def _write(path: Path | None, collection: Mapping[str, Any]) -> None:
-    content = orjson.dumps(collection, option=orjson.OPT_APPEND_NEWLINE)
+def _write(path: Path | None, content: bytes) -> None:
     if path is None:
         sys.stdout.buffer.write(content)
         return

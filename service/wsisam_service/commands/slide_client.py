@@ -30,6 +30,10 @@ class SlideClient(Protocol):
         """The answer document of `POST …/segment`. Where every prompt failed, results that are all problems."""
         ...
 
+    def result(self, body: Mapping[str, Any]) -> bytes:
+        """The DICOM object of `POST …/results`."""
+        ...
+
 
 class RemoteSlide:
     """A slide of the server at `url`, given by its name or id there. `token` is a key or access token, if any."""
@@ -59,6 +63,12 @@ class RemoteSlide:
             failed = [{"id": error.get("id"), "problem": error} for error in document["errors"]]
             return {"warnings": [], "results": failed}
         raise UsageError(f"the server refuses: {document.get('detail', answer.reason_phrase)}")
+
+    def result(self, body: Mapping[str, Any]) -> bytes:
+        answer = self._call("POST", f"{self._path}/results", json=body)
+        if not answer.is_success:
+            raise UsageError(f"the server refuses: {answer.json().get('detail', answer.reason_phrase)}")
+        return answer.content
 
     def facts(self) -> dict[str, Any]:
         """The document of the slide."""

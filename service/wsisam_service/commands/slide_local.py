@@ -13,9 +13,10 @@ import orjson
 from wsisam_service.api.answers import segment_document
 from wsisam_service.api.bodies import parse_body, to_json
 from wsisam_service.api.problems import problem_entry
-from wsisam_service.api.schemas import SegmentBody
+from wsisam_service.api.schemas import ResultBody, SegmentBody
 from wsisam_service.commands.info import open_slide_file
 from wsisam_service.jobs import Executor, Timings
+from wsisam_service.segmenting.results import Results
 from wsisam_service.segmenting.segmenter import EveryPromptFailed, Segmenter
 from wsisam_service.settings import Settings
 from wsisam_service.slides.catalogue import Slide
@@ -50,6 +51,12 @@ class LocalSlide:
             return {"warnings": [], "results": results}
         document: dict[str, Any] = orjson.loads(to_json(segment_document(answer, request.format)))
         return document
+
+    def result(self, body: Mapping[str, Any]) -> bytes:
+        """See `SlideClient`."""
+        request = parse_body(ResultBody, orjson.dumps(body)).request()
+        results = Results(self._segmenter, self._executor, self._settings.dicom_codes)
+        return self._loop.run(results.of_request(self._slide, request)).content
 
     async def _load(self) -> None:
         from wsisam_service.assembly import build_executor, load_backend
