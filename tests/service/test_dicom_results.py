@@ -119,6 +119,17 @@ def test_a_segmentation_belongs_to_its_slide_and_says_who_drew_it(headers: list[
     assert meanings == ["Neoplasm", "Connective tissue"]
 
 
+@pytest.mark.parametrize("characters", ["ISO_IR 100", "ISO_IR 192", "\\ISO 2022 IR 87"])
+def test_names_survive_whatever_characters_the_slide_was_written_in(
+    headers: list[pydicom.Dataset], characters: str
+) -> None:
+    name = "Yamada^Tarou=山田^太郎" if "2022" in characters else "Müller^Jörg"
+    named = copy.deepcopy(headers[0])
+    named.SpecificCharacterSet, named.PatientName = characters, name
+    file = pydicom.dcmread(io.BytesIO(written(named)))
+    assert pydicom.dcmread(io.BytesIO(made([file], [Outline(DISC)]).content)).PatientName == name
+
+
 def test_codes_of_the_settings_win_and_unknown_classes_keep_their_name(headers: list[pydicom.Dataset]) -> None:
     table = {"tumor": ("SCT 91723000 Anatomical Structure", "99LAB T1 Tumour bed")}
     outlines = [Outline(RING, "Tumor: Positive"), Outline(DISC, "Crypt")]

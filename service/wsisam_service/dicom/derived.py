@@ -58,6 +58,8 @@ def source_image(header: pydicom.Dataset) -> pydicom.Dataset:
     import pydicom
 
     image = copy.deepcopy(header)
+    image.decode()
+    image.SpecificCharacterSet = "ISO_IR 192"  # holds any name, whatever the slide was written with
     for keyword in _EMPTY_IF_ABSENT:
         if keyword not in image:
             setattr(image, keyword, None)
