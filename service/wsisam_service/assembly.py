@@ -23,6 +23,7 @@ from wsisam_service.sam.weights import Install
 from wsisam_service.settings import MIB, Settings, SettingsError
 from wsisam_service.slides.catalogue import Catalogue
 from wsisam_service.stores.embeddings import TieredStore
+from wsisam_service.stores.encryption import parse_keys
 from wsisam_service.stores.opening import open_store
 
 REFINE_MEMORY_BYTES, REFINE_FOLDER_BYTES = 64 * MIB, 256 * MIB
@@ -145,7 +146,12 @@ def _open_store(
 ) -> TieredStore:
     try:
         return open_store(
-            settings.store, namespace=namespace, memory_bytes=memory_bytes, folder_bytes=folder_bytes, ttl_s=ttl_s
+            settings.store,
+            namespace=namespace,
+            memory_bytes=memory_bytes,
+            folder_bytes=folder_bytes,
+            ttl_s=ttl_s,
+            keys=parse_keys(settings.store_keys.get_secret_value()),
         )
     except (ValueError, OSError) as error:
         raise SettingsError(f"setting store: {error}") from error

@@ -98,6 +98,9 @@ class Settings(BaseSettings):
     """Byte budget of a folder store."""
     store_ttl_s: int = Field(7 * 24 * 3600, ge=1)
     """Life of an embedding in the store."""
+    store_keys: SecretStr = SecretStr("")
+    """AES-256 keys, base64 of 32 bytes each, separated by commas, that encrypt folder and Redis stores: the first
+    encrypts, all of them decrypt. Empty: blobs lie there as they are."""
     l1_bytes: int = Field(1024 * MIB, ge=0)
     """Byte budget of decoder-ready views in device memory."""
     tile_cache_bytes: int = Field(256 * MIB, ge=0)
@@ -203,6 +206,15 @@ class Settings(BaseSettings):
             check_url(value)
             return value
         raise ValueError('is "memory", "folder:PATH" or "redis://HOST:PORT/DB"')
+
+    @field_validator("store_keys")
+    @classmethod
+    def _known_keys(cls, value: SecretStr) -> SecretStr:
+        if value.get_secret_value():
+            from wsisam_service.stores.encryption import parse_keys
+
+            parse_keys(value.get_secret_value())
+        return value
 
     @field_validator("audit_syslog")
     @classmethod
