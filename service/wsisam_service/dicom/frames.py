@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pydicom
 from pydicom.uid import UID, ImplicitVRLittleEndian
 
-from wsisam_service.dicom.header import BROKEN
+from wsisam_service.dicom.header import BROKEN, damage_is_a_problem, transfer_syntax
 from wsisam_service.errors import UnreadableSlide
 
 MAX_FRAME_BYTES = 64 << 20
@@ -59,9 +59,10 @@ class PixelData:
 
     @classmethod
     def of(cls, header: pydicom.Dataset, position: int, count: int, frame_bytes: int) -> PixelData:
-        """As `header` says."""
-        syntax = str(header.file_meta.get("TransferSyntaxUID", ImplicitVRLittleEndian))
-        offsets, lengths = (header.get(name) for name in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"))
+        """As `header` says. Raises `UnreadableSlide`."""
+        syntax = transfer_syntax(header)
+        with damage_is_a_problem():
+            offsets, lengths = (header.get(name) for name in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"))
         extended = (bytes(offsets), bytes(lengths)) if offsets and lengths else None
         return cls(position, syntax, count, frame_bytes, extended)
 

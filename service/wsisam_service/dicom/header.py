@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any, cast
 
@@ -19,7 +21,7 @@ from pydicom.filereader import read_dataset
 from pydicom.tag import Tag
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
 
-from wsisam_service.errors import UnreadableSlide
+from wsisam_service.errors import ServiceError, UnreadableSlide
 
 WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 """SOP class of VL Whole Slide Microscopy images."""
@@ -33,8 +35,7 @@ _MAGIC = b"DICM"
 
 _SERIES_UID_TAG = 0x0020000E
 _SUMMARY_TAGS: list[Any] = [
-    Tag(name)
-    for name in ("SOPClassUID", "SOPInstanceUID", "AccessionNumber", "StudyInstanceUID", "SeriesInstanceUID")
+    Tag(name) for name in ("SOPClassUID", "SOPInstanceUID", "AccessionNumber", "StudyInstanceUID", "SeriesInstanceUID")
 ]
 _UID = re.compile(r"[0-9.]{1,64}")
 
@@ -43,6 +44,17 @@ logging.getLogger("pydicom").disabled = True  # so does its log
 warnings.filterwarnings("ignore", module="pydicom")
 
 BROKEN = "The DICOM file is damaged."
+
+
+@contextmanager
+def damage_is_a_problem(said: str = BROKEN) -> Iterator[None]:
+    """`UnreadableSlide` in place of whatever pydicom raises, here or on looking at a value, for what is damaged."""
+    try:
+        yield
+    except (OSError, ServiceError):
+        raise
+    except Exception as error:
+        raise UnreadableSlide(said) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +79,21 @@ def read_identifiers(file: IO[bytes]) -> Identifiers | None:
     Raises `UnreadableSlide`, OSError.
     """
     header = _parse(file, MAX_SUMMARY_BYTES, stop_after=_SERIES_UID_TAG, tags=_SUMMARY_TAGS)
-    return identifiers(header) if str(header.get("SOPClassUID", "")) == WHOLE_SLIDE else None
+    with damage_is_a_problem():
+        kind = str(header.file_meta.get("MediaStorageSOPClassUID", "") or header.get("SOPClassUID", ""))
+    if not kind:
+        raise UnreadableSlide(BROKEN)
+    return identifiers(header) if kind == WHOLE_SLIDE else None
 
 
 def identifiers(header: pydicom.Dataset) -> Identifiers:
     """Raises `UnreadableSlide` where a UID is missing or none."""
-    uids = [str(header.get(name, "")) for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")]
+    with damage_is_a_problem():
+        uids = [str(header.get(name, "")) for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")]
+        accession = str(header.get("AccessionNumber") or "").strip() or None
     if not all(map(_UID.fullmatch, uids)):
         raise UnreadableSlide("The DICOM header gives no usable study, series or instance UID.")
-    return Identifiers(uids[0], uids[1], uids[2], str(header.get("AccessionNumber") or "").strip() or None)
+    return Identifiers(uids[0], uids[1], uids[2], accession)
 
 
 def read_header(file: IO[bytes]) -> tuple[pydicom.Dataset, int]:
@@ -87,11 +105,17 @@ def read_header(file: IO[bytes]) -> tuple[pydicom.Dataset, int]:
     return header, file.tell()
 
 
+def transfer_syntax(header: pydicom.Dataset) -> str:
+    """How the pixels of a file with this header are stored. Raises `UnreadableSlide`."""
+    with damage_is_a_problem():
+        return str(header.file_meta.get("TransferSyntaxUID", ImplicitVRLittleEndian))
+
+
 def _parse(
     file: IO[bytes], max_bytes: int, *, stop_after: int = 0x7FE00007, tags: list[Any] | None = None
 ) -> pydicom.Dataset:
     bounded = cast(Any, _Bounded(file, max_bytes))
-    try:
+    with damage_is_a_problem():
         if not has_magic(file):
             raise UnreadableSlide("The file is not DICOM.")
         meta = read_dataset(
@@ -107,10 +131,6 @@ def _parse(
             stop_when=lambda tag, *_: tag > stop_after,
             specific_tags=tags,
         )
-    except (OSError, UnreadableSlide):
-        raise
-    except Exception as error:  # pydicom raises whatever a damaged file leads it to
-        raise UnreadableSlide(BROKEN) from error
     header.file_meta = FileMetaDataset(meta)
     return header
 

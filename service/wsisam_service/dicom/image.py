@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 
-from wsisam_service.dicom.header import identifiers
+from wsisam_service.dicom.header import damage_is_a_problem, identifiers
 from wsisam_service.errors import NotBrightfield, UnreadableSlide
 
 MAX_TILE_PIXELS = 20_000_000
@@ -65,22 +65,19 @@ class SlideImage:
 
 def is_shown(header: pydicom.Dataset) -> bool:
     """Whether this image may be served: no label in it, as far as it says. Raises `UnreadableSlide`."""
-    kinds = header.get("ImageType")
-    if not kinds or isinstance(kinds, str) or len(kinds) < 3:
-        raise UnreadableSlide("The DICOM header does not say what the image shows (ImageType).")
-    return str(kinds[2]) == _SHOWN and str(header.get("SpecimenLabelInImage", "NO")) != "YES"
+    with damage_is_a_problem():
+        kinds = header.get("ImageType")
+        if not kinds or isinstance(kinds, str) or len(kinds) < 3:
+            raise UnreadableSlide("The DICOM header does not say what the image shows (ImageType).")
+        return str(kinds[2]) == _SHOWN and str(header.get("SpecimenLabelInImage", "NO")) != "YES"
 
 
 def slide_image(header: pydicom.Dataset, places: FramePlaces | None = None) -> SlideImage:
     """`places` of a sparse image's frames where the header comes without them. Raises `UnreadableSlide`,
     `NotBrightfield`.
     """
-    try:
+    with damage_is_a_problem(_INCOMPLETE):
         return _slide_image(header, places)
-    except (UnreadableSlide, NotBrightfield):
-        raise
-    except Exception as error:  # whatever values of the wrong kind lead to
-        raise UnreadableSlide(_INCOMPLETE) from error
 
 
 def _slide_image(header: pydicom.Dataset, places: FramePlaces | None) -> SlideImage:

@@ -266,6 +266,7 @@ class Catalogue:
         asked = [pacs for pacs in self._pacs if roots is None or pacs.identity in roots]
         if waited := [pacs.refreshing for pacs in asked if pacs.refreshing and (all_ or not pacs.listed)]:
             wait(waited, timeout=LISTING_WAIT_S)
+        if self._pacs:  # also where the listing was done before anybody waited
             self.rescan()
 
     def _ask_pacs(self, entries: Sequence[_Entry]) -> dict[str, ListedSlide | None]:

@@ -15,7 +15,7 @@ import pydicom
 
 from wsisam_service.dicom.codec import require_known
 from wsisam_service.dicom.frames import FrameTable, PixelData
-from wsisam_service.dicom.header import Identifiers, has_magic, read_header, read_identifiers
+from wsisam_service.dicom.header import Identifiers, has_magic, read_header, read_identifiers, transfer_syntax
 from wsisam_service.dicom.image import is_shown, slide_image
 from wsisam_service.dicom.source import DicomSource
 from wsisam_service.errors import ServiceError, UnreadableSlide
@@ -88,7 +88,7 @@ class DicomSeries:
         for uid, file in sorted(self.files.items()):
             header, position = read_header(stream(self._open(file.path)))
             if is_shown(header):
-                require_known(str(header.file_meta.get("TransferSyntaxUID", "")))
+                require_known(transfer_syntax(header))
                 image = slide_image(header)
                 images.append(image)
                 size = image.tile[0] * image.tile[1] * 3

@@ -1,0 +1,334 @@
+"""Slides made of DICOM files: pixels, grouping, what is refused, and what never gets out."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pydicom
+import pytest
+from dicom_slides import (
+    ACCESSION,
+    EPIFLUORESCENCE,
+    JPEG,
+    JPEG_2000,
+    JPEG_LS,
+    UNCOMPRESSED,
+    Series,
+    Shape,
+    instance,
+    reduced,
+    save,
+    write_concatenation,
+    write_slide,
+)
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from wsisam_service.cli import main
+from wsisam_service.errors import NotBrightfield, ServiceError, UnreadableSlide
+from wsisam_service.slides import dicom_files
+from wsisam_service.slides.catalogue import RESCAN_S, Catalogue, ListedSlide, Slide
+from wsisam_service.slides.items import DicomQuery
+from wsisam_service.slides.opening import open_slide
+from wsisam_service.slides.pixels import read_rectangle
+
+Tissue = npt.NDArray[np.uint8]
+
+
+@pytest.fixture
+def odd(tissue: Tissue) -> Tissue:
+    """Tissue whose sides no tile divides."""
+    return tissue[:401, :457]
+
+
+def listed(folder: Path) -> list[ListedSlide]:
+    return list(Catalogue([str(folder)]).list().slides)
+
+
+def only(folder: Path) -> Slide:
+    (one,) = listed(folder)
+    assert one.slide is not None, one.problem
+    return one.slide
+
+
+def problem_of(folder: Path) -> ServiceError:
+    (one,) = listed(folder)
+    assert one.problem is not None
+    return one.problem
+
+
+def whole(slide: Slide, level: int = 0) -> Tissue:
+    size = slide.info.levels[level]
+    return slide.read_region(level, 0, 0, size.width, size.height)
+
+
+def test_views_agree_with_the_slide_that_the_series_was_converted_from(shared: Path) -> None:
+    dicom = only(shared / "data/slides/dicom-cmu-1-small-region")
+    original = open_slide(shared / "data/slides/cmu-1-small-region.svs")
+    assert (dicom.width, dicom.height, dicom.mpp) == (original.width, original.height, pytest.approx(original.mpp))
+    assert len(dicom.info.levels) == 12
+
+    def difference(scale: float, shift: float) -> float:
+        """Of two views whose places differ by `shift` level-0 pixels."""
+        places = (dicom, 700.3), (original, 700.3 + shift)
+        a, b = (read_rectangle(reader, (x, 900.7, 256 * scale, 256 * scale), (256, 256)) for reader, x in places)
+        return float(np.abs(a.astype(int) - b).mean())
+
+    for scale in (1.0, 1.5):
+        assert difference(scale, 0) < 4  # its converter compressed anew
+        assert min(difference(scale, shift) for shift in (-0.5, 0.5)) > difference(scale, 0)
+
+
+def test_frames_that_a_converter_copied_give_the_very_pixels_of_the_original(shared: Path, tmp_path: Path) -> None:
+    wsidicomizer = pytest.importorskip("wsidicomizer")
+    path = shared / "data/slides/cmu-1-small-region.svs"
+    wsidicomizer.WsiDicomizer.convert(str(path), output_path=str(tmp_path / "slide"), include_confidential=False)
+    kinds = {str(pydicom.dcmread(file).ImageType[2]) for file in (tmp_path / "slide").iterdir()}
+    assert "VOLUME" in kinds
+    slide, original = only(tmp_path), open_slide(path)
+    assert np.array_equal(whole(slide), original.read_region(0, 0, 0, original.width, original.height))
+    assert slide.mpp == pytest.approx(original.mpp)
+
+
+@pytest.mark.parametrize(
+    ("shape", "loss"),
+    [
+        (Shape(UNCOMPRESSED), 0),
+        (Shape(JPEG_2000, photometric="YBR_RCT"), 0),
+        (Shape(JPEG_LS), 0),
+        (Shape(JPEG, photometric="YBR_FULL_422"), 3),
+        (Shape(JPEG), 3),
+        (Shape(JPEG, offsets="extended"), 3),
+        (Shape(JPEG, offsets="none"), 3),
+    ],
+)
+def test_pixels_come_back_from_every_codec_and_offset_table(
+    odd: Tissue, tmp_path: Path, shape: Shape, loss: int
+) -> None:
+    write_slide(tmp_path, odd, shape=shape)
+    slide = only(tmp_path)
+    assert [level.downsample for level in slide.info.levels] == [1, 2]
+    assert (slide.mpp, slide.info.objective_power, slide.info.vendor) == (0.5, 20, "dicom")
+    for level in (0, 1):
+        assert np.abs(whole(slide, level).astype(int) - reduced(odd, level)).mean() <= loss
+    outside = slide.read_region(0, -20, odd.shape[0] - 10, 40, 40)
+    assert (outside[:, :20] == 255).all()
+    assert (outside[10:] == 255).all()
+    assert np.abs(outside[:10, 20:].astype(int) - odd[-10:, :20]).mean() <= loss
+
+
+def test_tiles_that_a_sparse_image_leaves_out_are_white_and_the_rest_is_in_place(odd: Tissue, tmp_path: Path) -> None:
+    save(instance(odd, Series(), Shape(sparse=True, left_out=frozenset({0, 5}))), tmp_path / "a.dcm")
+    expected = odd.copy()
+    expected[:128, :128] = 255
+    expected[128:256, 128:256] = 255
+    assert np.array_equal(whole(only(tmp_path)), expected)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_of_several_focal_planes_the_middle_one_is_shown(odd: Tissue, tmp_path: Path, sparse: bool) -> None:
+    save(instance(odd, Series(), Shape(planes=3, sparse=sparse)), tmp_path / "a.dcm")
+    assert np.array_equal(whole(only(tmp_path)), odd)
+
+
+def test_parts_of_a_concatenation_make_one_level_wherever_their_files_lie(odd: Tissue, tmp_path: Path) -> None:
+    paths = write_concatenation(tmp_path / "a", odd, Series(), parts=3)
+    (tmp_path / "b").mkdir()
+    shutil.move(paths[1], tmp_path / "b" / "renamed.dcm")
+    assert np.array_equal(whole(only(tmp_path)), odd)
+
+
+def test_a_missing_part_of_the_finest_level_is_a_problem_and_of_a_coarser_one_costs_that_level(
+    odd: Tissue, tmp_path: Path
+) -> None:
+    series = Series()
+    write_concatenation(tmp_path, odd, series, parts=3)[1].unlink()
+    assert "incomplete" in problem_of(tmp_path).detail
+    shutil.rmtree(tmp_path)
+    write_slide(tmp_path, odd, series, levels=1)
+    write_concatenation(tmp_path, reduced(odd, 1), series, parts=2)[1].unlink()
+    slide = only(tmp_path)
+    assert len(slide.info.levels) == 1
+    assert np.array_equal(whole(slide), odd)
+
+
+def test_series_are_told_apart_by_their_uids_in_one_folder(odd: Tissue, tmp_path: Path) -> None:
+    first = write_slide(tmp_path, odd)
+    second = write_slide(tmp_path / "x", 255 - odd)
+    for number in (0, 1):
+        shutil.move(tmp_path / "x" / f"{number}.dcm", tmp_path / f"IM{number}")
+    catalogue = Catalogue([str(tmp_path)])
+    for series, pixels in ((first, odd), (second, 255 - odd)):
+        (one,) = catalogue.list(dicom=DicomQuery(series=series.series)).slides
+        assert one.slide is not None
+        assert np.array_equal(whole(one.slide), pixels)
+
+
+def test_labels_overviews_and_thumbnails_are_never_part_of_a_slide(odd: Tissue, tmp_path: Path) -> None:
+    series = write_slide(tmp_path, odd, levels=1)
+    shapes = Shape(kind="LABEL"), Shape(kind="OVERVIEW"), Shape(kind="THUMBNAIL"), Shape(label_in_image="YES")
+    for level, shape in enumerate(shapes, 1):
+        save(instance(reduced(odd, level), series, shape, mpp=0.5 * 2**level), tmp_path / f"{level}.dcm")
+    assert [(level.width, level.height) for level in only(tmp_path).info.levels] == [(457, 401)]
+    (tmp_path / "0.dcm").unlink()
+    assert isinstance(problem_of(tmp_path), UnreadableSlide)
+
+
+@pytest.mark.parametrize("shape", [Shape(photometric="MONOCHROME2"), Shape(light=EPIFLUORESCENCE)])
+def test_what_is_no_brightfield_image_is_refused_as_such(odd: Tissue, tmp_path: Path, shape: Shape) -> None:
+    save(instance(odd, Series(), shape), tmp_path / "a.dcm")
+    assert isinstance(problem_of(tmp_path), NotBrightfield)
+
+
+def test_a_compression_that_is_not_decoded_is_refused_at_once(odd: Tissue, tmp_path: Path) -> None:
+    dataset = instance(odd, Series(), Shape(JPEG))
+    dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.100"  # MPEG-2
+    save(dataset, tmp_path / "a.dcm")
+    assert "compressed" in problem_of(tmp_path).detail
+
+
+def test_real_files_that_are_incomplete_or_small_are_told_apart(shared: Path, tmp_path: Path) -> None:
+    for name in ("dicom-no-imagetype.dcm", "dicom-sm-tiny.dcm", "dicom-sm-tiny-jpegls.dcm"):
+        shutil.copy(shared / "data/slides" / name, tmp_path)
+    found = listed(tmp_path)
+    assert [one.slide.width for one in found if one.slide] == [50, 50]
+    (refused,) = (one.problem for one in found if one.problem)
+    assert isinstance(refused, UnreadableSlide)
+    lossless, plain = (whole(one.slide) for one in found if one.slide)
+    assert np.array_equal(lossless, plain)
+
+
+def test_names_ids_and_what_the_source_shows_hold_nothing_of_the_patient(
+    odd: Tissue, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    series = write_slide(tmp_path / "Planted Patricia", odd, levels=1)
+    slide = only(tmp_path)
+    assert re.fullmatch("dicom-[0-9a-f]{12}", slide.name)
+    assert series.series not in slide.name
+    assert main(["info", str(tmp_path / "Planted Patricia")]) == 0
+    told = capsys.readouterr().out + repr(slide.info)
+    assert "457 x 401 px" in told
+    assert not re.search("Patricia|PID-99|1948|Referrer|CONTAINER", told)
+
+
+def test_the_source_gives_full_headers_of_each_served_level(odd: Tissue, tmp_path: Path) -> None:
+    series = write_slide(tmp_path, odd)
+    source = only(tmp_path).info.dicom
+    assert source is not None
+    assert (source.study_uid, source.series_uid, source.accession) == (series.study, series.series, ACCESSION)
+    assert source.store is None
+    headers = source.headers()
+    assert [header.TotalPixelMatrixColumns for header in headers] == [457, 228]
+    assert all(header.PatientID == "PID-99" and "PixelData" not in header for header in headers)
+
+
+def test_fingerprint_is_that_of_the_sorted_instance_uids(odd: Tissue, tmp_path: Path) -> None:
+    write_slide(tmp_path, odd, levels=3)
+    uids = sorted(str(pydicom.dcmread(path).SOPInstanceUID) for path in tmp_path.iterdir())
+    assert only(tmp_path).fingerprint == hashlib.sha256("\n".join(uids).encode()).hexdigest()
+
+
+def test_slides_are_found_by_study_series_and_accession(odd: Tissue, tmp_path: Path) -> None:
+    first = write_slide(tmp_path / "1", odd, levels=1)
+    second = write_slide(tmp_path / "2", odd, Series(study=first.study, accession="ACC-2"), levels=1)
+    catalogue = Catalogue([str(tmp_path)])
+
+    def found(**query: str) -> set[str]:
+        page = catalogue.list(dicom=DicomQuery(**query))
+        return {one.slide.info.dicom.series_uid for one in page.slides if one.slide and one.slide.info.dicom}
+
+    assert found(study=first.study) == {first.series, second.series}
+    assert found(study=first.study, accession="ACC-2") == {second.series}
+    assert found(series=first.series) == {first.series}
+    assert found(accession="ACC") == set()
+
+
+def test_a_new_instance_joins_its_slide_and_unchanged_headers_are_not_read_again(
+    odd: Tissue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    catalogue = Catalogue([str(tmp_path)], clock=lambda: now[0])
+    series = write_slide(tmp_path, odd, levels=1)
+    (before,) = catalogue.list().slides
+    assert before.slide is not None
+    read: list[object] = []
+    identify = dicom_files.read_identifiers
+    monkeypatch.setattr(dicom_files, "read_identifiers", lambda file: read.append(file) or identify(file))
+    now[0] += RESCAN_S + 1
+    assert catalogue.list().slides[0].slide is before.slide
+    assert read == []
+    save(instance(reduced(odd, 1), series, mpp=1.0), tmp_path / "later.dcm")
+    now[0] += RESCAN_S + 1
+    after = catalogue.get(before.id)  # also without a listing
+    assert len(read) == 1
+    assert len(after.info.levels) == 2
+    assert after.fingerprint != before.slide.fingerprint
+
+
+def test_damaged_files_are_one_problem_each_and_break_no_other_slide(odd: Tissue, tmp_path: Path) -> None:
+    write_slide(tmp_path, odd, levels=1)
+    whole_file = (tmp_path / "0.dcm").read_bytes()
+    (tmp_path / "junk.dcm").write_bytes(b"no DICOM at all")
+    (tmp_path / "cut.dcm").write_bytes(whole_file[:400])
+    (tmp_path / "empty.dcm").touch()
+    (tmp_path / "README").write_text("not meant to be DICOM")
+    found = listed(tmp_path)
+    assert sum(one.slide is not None for one in found) == 1
+    assert [type(one.problem) for one in found if one.problem] == [UnreadableSlide] * 3
+
+
+def test_pixels_that_a_file_lacks_are_an_unreadable_slide_when_read(odd: Tissue, tmp_path: Path) -> None:
+    write_slide(tmp_path, odd, shape=Shape(JPEG), levels=1)
+    path = tmp_path / "0.dcm"
+    path.write_bytes(path.read_bytes()[:-30_000])
+    slide = only(tmp_path)
+    with pytest.raises(UnreadableSlide):
+        whole(slide)
+
+
+def test_a_codestream_larger_than_its_tile_is_refused_before_it_is_decoded(odd: Tissue, tmp_path: Path) -> None:
+    write_slide(tmp_path, odd, shape=Shape(JPEG), levels=1)
+    path = tmp_path / "0.dcm"
+    data = path.read_bytes()
+    sides = (128).to_bytes(2, "big") * 2
+    assert data.count(b"\x08" + sides) >= 16
+    path.write_bytes(data.replace(b"\x08" + sides, b"\x08" + b"\xff\xff\xff\xff"))  # 65535 x 65535, 13 GB
+    with pytest.raises(UnreadableSlide):
+        whole(only(tmp_path))
+
+
+def test_a_length_that_lies_and_a_deflated_header_are_refused_without_reading_on(odd: Tissue, tmp_path: Path) -> None:
+    write_slide(tmp_path, odd, levels=1)
+    path = tmp_path / "0.dcm"
+    data = path.read_bytes()
+    at = data.index(b"\x08\x00\x08\x00CS")  # ImageType, made an unknown value of 4 GB
+    path.write_bytes(data[:at] + b"\x08\x00\x08\x00UN\0\0\xf0\xff\xff\xff" + data[at + 8 :])
+    assert isinstance(problem_of(tmp_path), UnreadableSlide)
+    path.write_bytes(data.replace(b"UI\x14\x001.2.840.10008.1.2.1\0", b"UI\x16\x001.2.840.10008.1.2.1.99", 1))
+    assert isinstance(problem_of(tmp_path), UnreadableSlide)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 255)), min_size=1, max_size=12))
+def test_no_change_of_a_header_gives_anything_but_pixels_or_a_typed_problem(
+    tissue: Tissue, tmp_path: Path, changes: list[tuple[int, int]]
+) -> None:
+    path = tmp_path / "small" / "0.dcm"
+    if not path.exists():
+        series = Series("1.2.3", "1.2.4", "1.2.5")
+        write_slide(path.parent, tissue[:20, :20], series, Shape(JPEG, tile=16, sparse=True), levels=1)
+        (tmp_path / "original").write_bytes(path.read_bytes())
+    data = bytearray((tmp_path / "original").read_bytes())
+    for position, value in changes:
+        data[128 + position % (len(data) - 128)] = value
+    path.write_bytes(data)
+    for one in listed(path.parent):
+        if one.slide is not None and max(one.slide.width, one.slide.height) < 4096:
+            with contextlib.suppress(ServiceError):
+                one.slide.read_region(0, 0, 0, 64, 64)
