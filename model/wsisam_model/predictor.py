@@ -46,6 +46,8 @@ class AdapterInfo:
     metadata: Mapping[str, str]
     uses_lr: bool
     """False where the LR token was not trained: it is zero then, and the LR view changes no HR mask."""
+    prompts: tuple[str, ...]
+    """Kinds of prompt that they were trained for, beyond the base's own."""
 
 
 class Predictor:
@@ -185,7 +187,9 @@ def _effort(request: DecodeRequest) -> tuple[bool, int]:
 
 def _info(adapters: AdapterWeights) -> AdapterInfo:
     uses_lr = any(bool(adapters.lr[f"hf_mlp.layers.2.{name}"].any()) for name in ("weight", "bias"))
-    return AdapterInfo(adapters.name, adapters.sha256, adapters.licence or "unknown", adapters.metadata, uses_lr)
+    prompts = ("points",) if "point_box" in adapters.prompt else ()
+    licence = adapters.licence or "unknown"
+    return AdapterInfo(adapters.name, adapters.sha256, licence, adapters.metadata, uses_lr, prompts)
 
 
 def _arrays(adapters: Adapters | None) -> dict[str, Floats]:

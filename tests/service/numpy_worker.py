@@ -58,6 +58,7 @@ class NoAdapters:
     sha256: str = "0" * 64
     licence: str = "CC0-1.0"
     uses_lr: bool = True
+    prompts: tuple[str, ...] = ()
 
 
 class NumpyBackend:

@@ -61,6 +61,7 @@ class FakeAdapters:
     sha256: str = "ab" * 32
     licence: str = "CC0"
     uses_lr: bool = True
+    prompts: tuple[str, ...] = ()
 
 
 class FakeModel:

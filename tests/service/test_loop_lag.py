@@ -38,6 +38,7 @@ class Adapters:
     sha256: str = "0" * 64
     licence: str = "CC0-1.0"
     uses_lr: bool = True
+    prompts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

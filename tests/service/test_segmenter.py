@@ -286,7 +286,7 @@ async def test_adapters_trained_for_points_silence_the_warning() -> None:
     class Trained(NumpyExecutor):
         async def info(self) -> dict[str, Any]:
             (model,) = (await super().info())["models"]
-            return {"models": [model | {"adapters": model["adapters"] | {"prompts": "box points"}}]}
+            return {"models": [model | {"adapters": model["adapters"] | {"trained_prompts": ["points"]}}]}
 
     point = PromptSpec(points=((2050, 2050, 1),))
     assert (await segment(Trained(), SegmentRequest([point]))).warnings == ()

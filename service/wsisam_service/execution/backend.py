@@ -104,6 +104,11 @@ class AdapterFacts(Protocol):
         """Whether the LR view makes any difference to the HR mask; it is neither read nor encoded otherwise."""
         ...
 
+    @property
+    def prompts(self) -> Sequence[str]:
+        """Kinds of prompt that they were trained for, beyond the base's own."""
+        ...
+
 
 class Backend(Protocol[E, V]):
     """A model on a device. `encode`, `prepare` and `decode` are called from the device's thread only."""

@@ -21,7 +21,7 @@ import numpy as np
 from wsisam_model.prompts import Prompt
 from wsisam_service import metrics
 from wsisam_service.errors import Overloaded, RefineExpired, ServiceError, UnknownModel
-from wsisam_service.execution.backend import Backend, Decoded, DecodeItem, E, V
+from wsisam_service.execution.backend import AdapterFacts, Backend, Decoded, DecodeItem, E, V
 from wsisam_service.execution.batcher import Answer, Batcher, Lane
 from wsisam_service.execution.device_cache import DeviceCache, ReadyView
 from wsisam_service.execution.postprocess import draw, touched_borders
@@ -366,7 +366,14 @@ def _facts(backend: Backend[E, V]) -> dict[str, Any]:
         "multimask": config.multimask,
         "default_mpp": config.default_mpp,
         "point_mpp": config.point_mpp,
-        "adapters": None
-        if adapters is None
-        else {"name": adapters.name, "sha256": adapters.sha256, "licence": adapters.licence},
+        "adapters": None if adapters is None else _adapter_facts(adapters),
+    }
+
+
+def _adapter_facts(adapters: AdapterFacts) -> dict[str, Any]:
+    return {
+        "name": adapters.name,
+        "sha256": adapters.sha256,
+        "licence": adapters.licence,
+        "trained_prompts": list(adapters.prompts),
     }

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from wsisam_model.quality import stability
 from wsisam_service.execution.backend import Backend, Decoded, E, V
 from wsisam_service.jobs import DecodedMask, Rle
 from wsisam_service.masks import rle
@@ -30,24 +31,16 @@ def draw(
 ) -> Drawn:
     """Masks of `view_size` (h, w) where the upscaled logits are above 0. Made for a thread: it takes milliseconds."""
     masks = backend.upscale(decoded.logits, view_size) > 0
-    stability = [None if stability_offset is None else stability_of(one, stability_offset) for one in decoded.logits]
+    stable = [None] * len(masks) if stability_offset is None else stability(decoded.logits, stability_offset).tolist()
     ious = np.clip(decoded.predicted_iou, 0.0, 1.0)
     lr_mask = None
     if decoded.lr_logits is not None:
         lr_mask = rle.encode(backend.upscale(decoded.lr_logits[None], view_size)[0] > 0)
     return Drawn(
-        [DecodedMask(rle.encode(mask), float(iou), s) for mask, iou, s in zip(masks, ious, stability, strict=True)],
+        [DecodedMask(rle.encode(mask), float(iou), s) for mask, iou, s in zip(masks, ious, stable, strict=True)],
         touched_borders(masks[0]),
         lr_mask,
     )
-
-
-def stability_of(logits: npt.NDArray[np.float32], offset: float) -> float:
-    """IoU of the masks that `logits` (256, 256) make above `offset` and above -`offset`: SAM's measure of how sharply
-    a mask is drawn. 0 for an empty mask.
-    """
-    larger = np.count_nonzero(logits > -offset)
-    return float(np.count_nonzero(logits > offset) / larger) if larger else 0.0
 
 
 def touched_borders(mask: npt.NDArray[np.bool_]) -> tuple[bool, bool, bool, bool]:

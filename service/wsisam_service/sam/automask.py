@@ -100,8 +100,8 @@ class Scene:
 
     @property
     def trained_for_points(self) -> bool:
-        adapters = self.offer.adapters
-        return "points" in self.offer.config.trained_prompts | (adapters.prompts if adapters else frozenset())
+        """Whether the base is. Adapters that read a click as a box find less with a grid of clicks than of boxes."""
+        return "points" in self.offer.config.trained_prompts
 
 
 async def find_all(scene: Scene, body: AutomaskBody, *, budget_s: float) -> list[Found]:

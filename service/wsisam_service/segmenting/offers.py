@@ -13,7 +13,7 @@ from wsisam_service.jobs import DEFAULT_ADAPTERS, NO_ADAPTERS, Executor
 
 @dataclass(frozen=True, slots=True)
 class AdaptersOffer:
-    """`prompts` are the kinds (box, points, mask) that the adapters were trained for."""
+    """`prompts` are the kinds (box, points, mask) that the adapters were trained for, beyond the base's own."""
 
     name: str
     sha256: str
@@ -71,6 +71,4 @@ def option_warnings(offer: ModelOffer, adapters: AdaptersOffer | None, *, multim
 def _adapters(facts: Mapping[str, Any] | None) -> AdaptersOffer | None:
     if facts is None:
         return None
-    prompts = facts.get("prompts") or ()
-    kinds = prompts.replace(",", " ").split() if isinstance(prompts, str) else prompts
-    return AdaptersOffer(facts["name"], facts["sha256"], frozenset(kinds))
+    return AdaptersOffer(facts["name"], facts["sha256"], frozenset(facts["trained_prompts"]))

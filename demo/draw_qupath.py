@@ -1,4 +1,4 @@
-"""Draws the picture of QUPATH.md from a running service's real answers: `python docs/draw_qupath.py URL`.
+"""Draws the picture of QUPATH.md from a running service's real answers: `python demo/draw_qupath.py URL`.
 
 The tissue is scikit-image's: colon glands, IHC. Boxes are yellow, outlines black on white.
 """
@@ -15,7 +15,7 @@ import httpx
 import skimage.data
 from PIL import Image, ImageDraw
 
-IMAGES = Path(__file__).parent / "images"
+IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 BOXES = [(250, 303, 386, 508), (262, 0, 464, 298)]
 MAGNIFIED = 1.25
 
