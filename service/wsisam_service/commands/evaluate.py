@@ -33,7 +33,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(options: argparse.Namespace) -> int:
     from wsisam_model.evaluate import pictures
     from wsisam_model.evaluate.report import Results, write_report
-    from wsisam_model.evaluate.scores import FROZEN, HR_LR, VARIANTS, Answers, score_cases, score_clicks, score_wrong_lr
+    from wsisam_model.evaluate.scores import FROZEN, HR, VARIANTS, Answers, score_cases, score_clicks, score_wrong_lr
     from wsisam_model.registry import load_model
     from wsisam_model.train.cache import EmbeddingCache
 
@@ -48,9 +48,10 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError("nothing is held out: give --hold-out, --held-fraction or --everything")
     model = {name: getattr(settings, name) for name in MODEL_SETTINGS if name != "model"}
     predictor = load_model(settings.model, **model)
-    variants = VARIANTS if predictor.adapters else (FROZEN,)
+    adapters = predictor.adapters
+    wide = adapters is not None and adapters.uses_lr
+    variants = VARIANTS if wide else (FROZEN, HR) if adapters else (FROZEN,)
     cache = EmbeddingCache(options.cache, predictor.key_prefix, predictor.encode)
-    wide = predictor.adapters is not None
     cache.fill(
         (view for case in cases for view in ((case.sample.hr, case.sample.lr) if wide else (case.sample.hr,))),
         progress_bar("encode"),
@@ -63,13 +64,13 @@ def run(options: argparse.Namespace) -> int:
     clicks = list(score_clicks(answers, tqdm(firsts, desc="click", disable=None), variants))
     results = Results(
         model=settings.model,
-        adapters=predictor.adapters.name if predictor.adapters else "none",
+        adapters=adapters.name if adapters else "none",
         scores=scores,
         clicks=clicks,
         rejected=[(rejection.what, rejection.reason) for rejection in held.rejections],
     )
     write_report(results, options.output)
-    best = HR_LR if wide else FROZEN
+    best = variants[-1]
     pictures.contact_sheet(options.output / "contact_sheet.png", answers, cases, scores, best)
     pictures.calibration_plot(options.output / "calibration.png", scores, best)
     if clicks:
