@@ -127,7 +127,10 @@ def test_names_survive_whatever_characters_the_slide_was_written_in(
     named = copy.deepcopy(headers[0])
     named.SpecificCharacterSet, named.PatientName = characters, name
     file = pydicom.dcmread(io.BytesIO(written(named)))
-    assert pydicom.dcmread(io.BytesIO(made([file], [Outline(DISC)]).content)).PatientName == name
+    of_pacs = pydicom.Dataset.from_json(file.to_json_dict())
+    for header in (file, of_pacs):
+        result = made([header], [Outline(DISC)])
+        assert pydicom.dcmread(io.BytesIO(result.content)).PatientName == name
 
 
 def test_codes_of_the_settings_win_and_unknown_classes_keep_their_name(headers: list[pydicom.Dataset]) -> None:

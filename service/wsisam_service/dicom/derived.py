@@ -29,6 +29,9 @@ _EMPTY_IF_ABSENT = (
 )
 """Attributes that the standard wants in every object, with no value where none is known."""
 
+PER_FRAME_GROUPS = 0x52009230
+"""Tag of what a header says of each frame: of no use here, nor anything behind it, and large for a sparse slide."""
+
 
 @dataclass(frozen=True, slots=True)
 class DicomResult:
@@ -57,8 +60,8 @@ def source_image(header: pydicom.Dataset) -> pydicom.Dataset:
     """
     import pydicom
 
-    image = copy.deepcopy(header)
-    image.decode()
+    image = copy.deepcopy(header[:PER_FRAME_GROUPS])
+    image.walk(_decode_names)
     image.SpecificCharacterSet = "ISO_IR 192"  # holds any name, whatever the slide was written with
     for keyword in _EMPTY_IF_ABSENT:
         if keyword not in image:
@@ -75,6 +78,12 @@ def source_image(header: pydicom.Dataset) -> pydicom.Dataset:
     if "SliceThickness" not in measures:
         measures.SliceThickness = measures.PixelSpacing[0]  # the standard wants one above 0, and nobody knows it
     return image
+
+
+def _decode_names(_dataset: pydicom.Dataset, element: pydicom.DataElement) -> None:
+    """Names as texts, which forget the bytes that they were read from and so are written anew."""
+    if element.VR == "PN" and element.value is not None:
+        element.value = [str(name) for name in element.value] if element.VM > 1 else str(element.value)
 
 
 @contextmanager
