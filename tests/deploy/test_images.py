@@ -113,6 +113,9 @@ def test_every_compose_service_is_hardened_and_workers_are_not_published() -> No
     ]
     assert [volume["read_only"] for volume in slides] == [True]
     assert "front" not in services["worker"]["networks"]
+    gateway = services["gateway"]
+    assert "WSISAM_INSECURE" not in gateway["environment"]
+    assert gateway["environment"]["WSISAM_KEYS"] == f"/run/secrets/{gateway['secrets'][0]['source']}"
 
 
 def test_the_dashboard_asks_for_metrics_that_exist() -> None:

@@ -69,9 +69,8 @@ def test_every_pod_passes_the_restricted_standard(objects: Objects) -> None:
         assert spec["securityContext"]["runAsUser"] > 0, name
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
         assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys(), name
-        assert all({"persistentVolumeClaim", "emptyDir", "configMap"} & volume.keys() for volume in spec["volumes"]), (
-            name
-        )
+        allowed = {"persistentVolumeClaim", "emptyDir", "configMap", "secret"}
+        assert all(allowed & volume.keys() for volume in spec["volumes"]), name
         assert not spec["automountServiceAccountToken"], name
         for container in spec["containers"]:
             context = container["securityContext"]
@@ -161,6 +160,22 @@ def test_workers_are_scaled_on_a_metric_that_they_have(objects: Objects) -> None
     assert all(metrics.INFLIGHT._name in query for query in queries)
     assert 'kind="decode"' in queries[0]
     assert scaled["spec"]["minReplicaCount"] >= 1
+
+
+def test_gateways_ask_their_callers_for_a_key(objects: Objects) -> None:
+    spec = pods(objects)["gateway"]["spec"]
+    (container,) = spec["containers"]
+    environment = {one["name"]: one.get("value") for one in container["env"]}
+    assert "WSISAM_INSECURE" not in environment
+    (volume,) = [one for one in spec["volumes"] if one.get("secret") == {"secretName": "wsisam-keys"}]
+    (mount,) = [one for one in container["volumeMounts"] if one["name"] == volume["name"]]
+    assert (mount["readOnly"], "subPath" in mount) == (True, False), "with a subPath a changed Secret is never seen"
+    assert environment["WSISAM_KEYS"] == f"{mount['mountPath']}/keys.toml"
+    monitor = objects.get(("ServiceMonitor", "gateway"))
+    assert monitor is None or monitor["spec"]["endpoints"][0]["authorization"]["type"] == "Bearer"
+    ingress = objects.get(("Ingress", "gateway"))
+    logs = "nginx.ingress.kubernetes.io/enable-access-log"
+    assert ingress is None or ingress["metadata"]["annotations"][logs] == "false", "keys in paths would be in it"
 
 
 def test_the_ingress_has_tls_for_every_host(objects: Objects) -> None:

@@ -208,8 +208,11 @@ class LocalCluster:
         return config
 
     def _environment(self, service: str, places: Mapping[str, str]) -> dict[str, str]:
-        """The environment that compose gives to `service`, with this cluster's places in it."""
+        """The environment that compose gives to `service`, with this cluster's places in it. Nobody is asked for a key:
+        its clients are many, and none of them anybody.
+        """
         given = {**self._compose[service]["environment"], **places}
+        given.pop("WSISAM_KEYS", None)
         hosts = {"redis:6379": f"127.0.0.1:{self.redis.port}"}
         if hasattr(self, "envoy"):
             hosts["envoy:8200"] = f"127.0.0.1:{self.envoy.port}"

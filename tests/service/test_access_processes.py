@@ -217,6 +217,11 @@ def test_a_key_is_printed_once_and_lets_its_owner_in(
     assert timedelta(days=29) < ends - datetime.now(UTC) <= timedelta(days=30)
     for wrong in (["--name", "an na"], ["--role", "boss"]):
         assert _exit_code([*wanted, *wrong]) == 2
+    assert cli.main([*wanted, "--print"]) == 0
+    printed = capsys.readouterr()
+    with file.open("a") as appended:
+        appended.write(printed.out)
+    assert KeyFile(file).identity(printed.err.splitlines()[-1]) == Identity("key:anna", Role.ANNOTATOR)
     file.write_text("not a file of keys")
     assert cli.main(wanted) == 2
     assert file.read_text() == "not a file of keys"

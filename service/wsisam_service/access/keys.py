@@ -156,19 +156,23 @@ def new_key() -> str:
     return KEY_PREFIX + secrets.token_urlsafe(KEY_BYTES)
 
 
-def append_key(path: Path, key: StoredKey) -> None:
-    """Add `key` to the file, which is made where there is none, readable by its owner alone. Raises OSError."""
+def key_block(key: StoredKey) -> str:
+    """What stands for `key` in the file."""
     lines = ["[[key]]", f"name = {_text(key.name)}", f"role = {_text(key.role)}"]
     if key.roots is not None:
         lines.append(f"roots = [{', '.join(map(_text, key.roots))}]")
     if key.expires is not None:
         lines.append(f"expires = {key.expires.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}")
-    lines.append(f"sha256 = {_text(key.sha256)}")
+    return "\n".join([*lines, f"sha256 = {_text(key.sha256)}", ""])
+
+
+def append_key(path: Path, key: StoredKey) -> None:
+    """Add `key` to the file, which is made where there is none, readable by its owner alone. Raises OSError."""
     content = path.read_bytes() if path.exists() else b""
     gap = b"\n" if content.endswith(b"\n") else b"\n\n" if content else b""
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
-        os.write(descriptor, gap + "\n".join(lines).encode() + b"\n")
+        os.write(descriptor, gap + key_block(key).encode())
     finally:
         os.close(descriptor)
 
