@@ -175,7 +175,8 @@ def _header(size: Sequence[int], series: Series, shape: Shape, mpp: float) -> Da
     header.Rows = header.Columns = shape.tile
     header.TotalPixelMatrixRows, header.TotalPixelMatrixColumns = size
     header.TotalPixelMatrixFocalPlanes, header.NumberOfOpticalPaths = shape.planes, 1
-    header.ImagedVolumeWidth, header.ImagedVolumeHeight = size[1] * mpp / 1000, size[0] * mpp / 1000
+    volume = (float(np.float32(side * mpp / 1000)) for side in size)
+    header.ImagedVolumeHeight, header.ImagedVolumeWidth = volume
     origin = Dataset()
     origin.XOffsetInSlideCoordinateSystem, origin.YOffsetInSlideCoordinateSystem = 11.5, 22.25
     header.TotalPixelMatrixOriginSequence = [origin]

@@ -96,7 +96,7 @@ class DicomWeb:
         self._settings = settings
         self._http = httpx.AsyncClient(
             base_url=settings.url,
-            verify=_tls(settings) if settings.url.startswith("https:") else True,
+            verify=_tls(settings) if settings.url.startswith("https:") else False,
             timeout=httpx.Timeout(settings.read_s, connect=settings.connect_s, pool=settings.total_s),
             limits=httpx.Limits(max_connections=64, max_keepalive_connections=32, keepalive_expiry=60),
             follow_redirects=False,

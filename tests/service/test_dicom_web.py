@@ -1,0 +1,554 @@
+"""Slides of a PACS: the same pixels as from files, few requests, and a PACS that misbehaves holds up nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import numpy.typing as npt
+import pydicom
+import pytest
+from certificates import Authority
+from dicom_slides import (
+    ACCESSION,
+    JPEG,
+    JPEG_2000,
+    PATIENT,
+    Series,
+    Shape,
+    instance,
+    reduced,
+    save,
+    write_concatenation,
+)
+from pacs_server import Handler, PacsServer
+from processes import wait_until
+from pydantic import ValidationError
+from stand_ins import NumpyExecutor
+
+from wsisam_service.app import create_app
+from wsisam_service.dicom import web
+from wsisam_service.dicom.pacs_settings import PacsSettings
+from wsisam_service.dicom.web import DicomWeb
+from wsisam_service.errors import NotSupported, PacsUnavailable, ServiceError, UnknownSlide, UnreadableSlide
+from wsisam_service.settings import Settings, SettingsError, load_settings
+from wsisam_service.slides.catalogue import Catalogue, Slide
+from wsisam_service.slides.items import DicomQuery
+from wsisam_service.slides.pixels import read_rectangle
+from wsisam_service.slides.write import write_pyramid
+
+Tissue = npt.NDArray[np.uint8]
+Fault = Callable[[Handler], None]
+
+
+@pytest.fixture
+def pacs() -> Iterator[PacsServer]:
+    server = PacsServer()
+    yield server
+    server.close()
+
+
+def quick(server: PacsServer, **more: Any) -> PacsSettings:
+    """Settings that give up soon."""
+    return PacsSettings.model_validate({"root": server.root, "read_s": 0.4, "total_s": 0.6, "refresh_s": 1.0, **more})
+
+
+def catalogue_of(server: PacsServer, *roots: str, **more: Any) -> Catalogue:
+    return Catalogue([*roots, server.root], pacs=[quick(server, **more)])
+
+
+def only(catalogue: Catalogue) -> Slide:
+    (listed,) = catalogue.list().slides
+    assert listed.slide is not None, listed.problem
+    return listed.slide
+
+
+def whole(slide: Slide, level: int = 0) -> Tissue:
+    size = slide.info.levels[level]
+    return slide.read_region(level, 0, 0, size.width, size.height)
+
+
+AS_JPEG = Shape(JPEG)
+
+
+def pyramid(tissue: Tissue, shape: Shape = AS_JPEG, series: Series | None = None, levels: int = 2) -> list[Any]:
+    series = series or Series()
+    return [instance(reduced(tissue, n), series, shape, mpp=0.5 * 2**n) for n in range(levels)]
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        Shape(JPEG),
+        Shape(JPEG_2000, photometric="YBR_RCT"),
+        Shape(),
+        Shape(JPEG, sparse=True, left_out=frozenset({2, 6})),
+        Shape(planes=3, sparse=True),
+    ],
+)
+def test_a_slide_of_a_pacs_is_the_slide_of_its_files(
+    pacs: PacsServer, tissue: Tissue, tmp_path: Path, shape: Shape
+) -> None:
+    pacs.datasets += pyramid(tissue[:401, :457], shape)
+    for number, dataset in enumerate(pacs.datasets):
+        save(dataset, tmp_path / f"{number}.dcm")
+    here, there = only(Catalogue([str(tmp_path)])), only(catalogue_of(pacs))
+    assert there.fingerprint == here.fingerprint
+    assert (there.name, there.mpp, there.info.levels) == (here.name, here.mpp, here.info.levels)
+    assert there.id != here.id
+    for level in (0, 1):
+        assert np.array_equal(whole(there, level), whole(here, level))
+    assert there.info.dicom is not None
+    assert here.info.dicom is not None
+    for mine, theirs in zip(here.info.dicom.headers(), there.info.dicom.headers(), strict=True):
+        assert str(theirs.PatientName) == PATIENT
+        assert mine.to_json_dict() == theirs.to_json_dict()
+
+
+def test_parts_of_a_concatenation_come_from_their_instances(pacs: PacsServer, tissue: Tissue, tmp_path: Path) -> None:
+    for path in write_concatenation(tmp_path, tissue, Series(), 3, Shape(JPEG)):
+        pacs.datasets.append(pydicom.dcmread(path))
+    assert np.array_equal(whole(only(catalogue_of(pacs))), whole(only(Catalogue([str(tmp_path)]))))
+
+
+def test_only_the_frames_of_a_view_are_fetched_and_each_once(pacs: PacsServer, tissue: Tissue) -> None:
+    pacs.datasets += pyramid(tissue, levels=1)
+    slide = only(catalogue_of(pacs))
+    for _ in range(2):
+        slide.read_region(0, 130, 10, 200, 100)  # over the second and third tile of the first row of four
+    asked = [int(n) for path in pacs.paths("/frames/") for n in path.rsplit("/", 1)[1].split(",")]
+    assert sorted(asked) == [2, 3]
+
+
+async def test_a_cold_click_waits_for_one_round_trip_to_the_pacs(pacs: PacsServer, tissue: Tissue) -> None:
+    pacs.datasets += pyramid(np.tile(tissue, (3, 3, 1)), levels=3)
+    settings = Settings(slides=(pacs.root,), pacs=(quick(pacs, total_s=20, read_s=10),))
+    app = create_app(settings, Catalogue(settings.slides, pacs=settings.pacs), NumpyExecutor())
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
+    ):
+        (slide,) = (await client.get("/v1/slides")).json()["slides"]
+        pacs.asked.clear()
+        pacs.delay_s = 0.2  # so that what does not wait for each other overlaps
+        body = {"prompts": [{"box": [600, 500, 700, 610]}]}
+        answer = await client.post(f"/v1/slides/{slide['id']}/segment", json=body)
+        assert answer.json()["results"][0]["cache"] == {"hr": "encoded", "lr": "encoded"}
+        assert all("/frames/" in asked.path for asked in pacs.asked)
+        assert _longest_chain([(asked.began, asked.ended) for asked in pacs.asked]) == 1
+        pacs.asked.clear()
+        warm = await client.post(f"/v1/slides/{slide['id']}/segment", json=body)
+        assert warm.status_code == 200
+        assert pacs.asked == []
+
+
+def _longest_chain(spans: list[tuple[float, float]]) -> int:
+    """How many of `spans` come strictly one after the other."""
+    chain, end = 0, -1.0
+    for began, ended in sorted(spans, key=lambda span: span[1]):
+        if began >= end:
+            chain, end = chain + 1, ended
+    return chain
+
+
+def test_a_service_without_the_asterisk_is_asked_for_what_it_knows_and_only_once_for_what_it_does_not(
+    pacs: PacsServer, tissue: Tissue
+) -> None:
+    pacs.stars = False
+    pacs.datasets += pyramid(tissue, levels=1)
+    slide = only(catalogue_of(pacs, connections=1))
+    slide.read_region(0, 0, 0, 100, 100)
+    slide.read_region(0, 300, 300, 50, 50)
+    asked = [asked.headers["accept"] for asked in pacs.asked if "/frames/" in asked.path]
+    assert ["*" in accept and "image/jpeg" not in accept for accept in asked] == [True, False, False]
+
+
+@pytest.mark.parametrize("pages", [True, False])
+def test_a_long_listing_comes_in_pages(
+    pacs: PacsServer, tissue: Tissue, monkeypatch: pytest.MonkeyPatch, pages: bool
+) -> None:
+    monkeypatch.setattr(web, "PAGE", 2)
+    pacs.pages = pages
+    pacs.datasets += [one for _ in range(5) for one in pyramid(tissue[:128, :128], levels=1)]
+    assert len(catalogue_of(pacs).list().slides) == 5
+    assert len(catalogue_of(pacs, max_series=3).list().slides) == 3
+
+
+def test_a_listing_is_narrowed_by_the_settings_filters(pacs: PacsServer, tissue: Tissue) -> None:
+    pacs.datasets += pyramid(tissue, series=Series(accession="A"), levels=1)
+    pacs.datasets += pyramid(tissue, series=Series(accession="B"), levels=1)
+    slide = only(catalogue_of(pacs, filters={"AccessionNumber": "B"}))
+    assert slide.info.dicom is not None
+    assert slide.info.dicom.accession == "B"
+    assert all(("Modality", "SM") in asked.query for asked in pacs.asked if asked.path == "/series")
+
+
+def test_a_slide_asked_for_by_study_is_found_without_waiting_for_the_next_listing(
+    pacs: PacsServer, tissue: Tissue
+) -> None:
+    now = [0.0]
+    catalogue = Catalogue([pacs.root], pacs=[quick(pacs, refresh_s=3600)], clock=lambda: now[0])
+    root = catalogue._roots[0]
+    root._clock = lambda: now[0]  # type: ignore[union-attr]
+    assert not catalogue.list().slides
+    series = Series()
+    pacs.datasets += pyramid(tissue, series=series)
+    now[0] += 10
+    assert not catalogue.list().slides
+    (found,) = catalogue.list(dicom=DicomQuery(study=series.study, accession=ACCESSION)).slides
+    assert found.slide is not None
+
+
+def test_an_instance_that_joins_a_series_joins_its_slide(pacs: PacsServer, tissue: Tissue) -> None:
+    series = Series()
+    pacs.datasets += pyramid(tissue, series=series, levels=1)
+    catalogue = catalogue_of(pacs)
+    before = only(catalogue)
+    pacs.datasets.append(instance(reduced(tissue, 1), series, Shape(JPEG), mpp=1.0))
+    catalogue.list(dicom=DicomQuery(study=series.study))
+    wait_until(lambda: len(only(catalogue).info.levels) == 2, "the new level is listed")
+    assert only(catalogue).fingerprint != before.fingerprint
+    assert only(catalogue).id == before.id
+
+
+def _redirects(request: Handler) -> None:
+    elsewhere = request.pacs.elsewhere  # type: ignore[attr-defined]
+    request.answer(302, location=f"http://127.0.0.1:{elsewhere.port}/latest/meta-data/")
+
+
+def _redirects_to_a_file(request: Handler) -> None:
+    request.answer(307, location="file:///etc/passwd")
+
+
+def _never_answers(request: Handler) -> None:
+    request.pacs.released.wait(30)  # type: ignore[attr-defined]
+    request.close_connection = True
+
+
+def _drips(request: Handler) -> None:
+    request.wfile.write(b"HTTP/1.1 200 OK\r\nx-slow: ")
+    while not request.pacs.released.wait(0.1):  # type: ignore[attr-defined]
+        request.wfile.write(b"a")
+        request.wfile.flush()
+
+
+def _never_ends(request: Handler) -> None:
+    request.wfile.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/dicom+json\r\n\r\n[")
+    while not request.pacs.released.is_set():  # type: ignore[attr-defined]
+        request.wfile.write(b" " * 65536)
+
+
+FAULTS: dict[str, Fault] = {
+    "redirect": _redirects,
+    "redirect to a file": _redirects_to_a_file,
+    "no answer": _never_answers,
+    "drip": _drips,
+    "endless": _never_ends,
+    "not JSON": lambda request: request.answer(200, b"<html>sign in</html>", "text/html"),
+    "JSON of another kind": lambda request: request.answer(200, b'{"a": [1, null]}'),
+    "JSON of strange values": lambda request: request.answer(200, b'[1, {"0020000D": 3}, {"00080018": {"Value": {}}}]'),
+    "deep JSON": lambda request: request.answer(200, b"[" * 100_000),
+    "inflates": lambda request: request.answer(200, b"\x1f\x8b\x08", content_encoding="gzip"),
+    "401": lambda request: request.answer(401),
+    "500": lambda request: request.answer(500),
+    "503": lambda request: request.answer(503),
+}
+
+
+UNHARMFUL = {"not JSON", "JSON of another kind", "JSON of strange values", "deep JSON", "endless"}
+"""What some questions take for an answer: a frame is any bytes, and a 200 to an object that was sent says enough."""
+
+
+@pytest.fixture
+def released(pacs: PacsServer) -> Iterator[threading.Event]:
+    """Ends what the server still does; `pacs.elsewhere` is a server that nobody may ask."""
+    pacs.released = threading.Event()  # type: ignore[attr-defined]
+    pacs.elsewhere = PacsServer()  # type: ignore[attr-defined]
+    yield pacs.released  # type: ignore[attr-defined]
+    pacs.released.set()  # type: ignore[attr-defined]
+    pacs.elsewhere.close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_whatever_a_pacs_does_is_a_typed_problem_in_time_and_is_followed_nowhere(
+    pacs: PacsServer, tissue: Tissue, released: threading.Event, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    monkeypatch.setattr(web, "MAX_LISTING_BYTES", 4 << 20)
+    pacs.datasets += pyramid(tissue, levels=1)
+    slide = only(catalogue_of(pacs))
+    pacs.fault = FAULTS[fault]
+    pacs.asked.clear()
+    questions: list[Callable[[DicomWeb], object]] = [
+        lambda client: client.search({}, 10),
+        lambda client: client.metadata("1.2", "1.3"),
+        lambda client: client.frames(("1.2", "1.3", "1.4"), [0], 100),
+        lambda client: client.store([b"x"]),
+    ]
+    for ask in questions:
+        started = time.monotonic()
+        problem = _problem_of(lambda ask=ask: ask(DicomWeb(quick(pacs))))  # type: ignore[misc]
+        assert time.monotonic() - started < 5  # total_s is 0.6
+        if problem is None:
+            assert fault in UNHARMFUL
+        else:
+            assert type(problem) in (PacsUnavailable, UnreadableSlide, NotSupported)
+            assert "127.0.0.1" not in problem.detail
+    with pytest.raises(ServiceError):
+        slide.read_region(0, 300, 300, 40, 40)
+    assert pacs.elsewhere.asked == []  # type: ignore[attr-defined]
+
+
+def _problem_of(call: Callable[[], object]) -> ServiceError | None:
+    try:
+        call()
+    except ServiceError as problem:
+        return problem
+    return None
+
+
+async def test_a_pacs_that_hangs_holds_up_no_file(
+    pacs: PacsServer, tissue: Tissue, released: threading.Event, tmp_path: Path
+) -> None:
+    write_pyramid(tmp_path / "here.tif", tissue, 0.5)
+    pacs.datasets += pyramid(tissue, levels=1)
+    settings = Settings(slides=(str(tmp_path), pacs.root), pacs=(quick(pacs, read_s=20, total_s=20, refresh_s=3600),))
+    app = create_app(settings, Catalogue(settings.slides, pacs=settings.pacs), NumpyExecutor())
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", timeout=10) as client,
+    ):
+        names = {s["name"]: s["id"] for s in (await client.get("/v1/slides")).json()["slides"]}
+        here = names.pop("here.tif")
+        (there,) = names.values()
+        pacs.fault = _never_answers
+        stuck = [
+            asyncio.create_task(client.get(f"/v1/slides/{there}/{path}"))
+            for _ in range(12)
+            for path in ("thumbnail", "region?x=0&y=0&width=64&height=64", "iiif/0,0,64,64/max/0/default.jpg")
+        ]
+        stuck.append(asyncio.create_task(client.post(f"/v1/slides/{there}/segment", json=CLICK)))
+        await asyncio.sleep(0.1)
+        for path in ("thumbnail", "region?x=0&y=0&width=64&height=64", "iiif/0,0,64,64/max/0/default.jpg"):
+            assert (await client.get(f"/v1/slides/{here}/{path}")).status_code == 200
+        assert (await client.post(f"/v1/slides/{here}/segment", json=CLICK)).status_code == 200
+        assert "here.tif" in {slide["name"] for slide in (await client.get("/v1/slides")).json()["slides"]}
+        assert (await client.get("/readyz")).status_code == 200
+        assert not any(task.done() for task in stuck)
+        released.set()
+        await asyncio.gather(*stuck)
+
+
+CLICK = {"prompts": [{"box": [100, 100, 200, 200]}]}
+
+
+def test_a_listing_names_the_slides_of_a_pacs_that_does_not_tell_of_them_in_time(
+    pacs: PacsServer, tissue: Tissue, released: threading.Event, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wsisam_service.slides.catalogue.LISTING_WAIT_S", 0.3)
+    write_pyramid(tmp_path / "here.tif", tissue, 0.5)
+    pacs.datasets += pyramid(tissue, levels=1)
+
+    def hangs_at_metadata(request: Handler) -> None:
+        (_never_answers if request.route.endswith("metadata") else pacs.serve)(request)
+
+    pacs.fault = hangs_at_metadata
+    catalogue = catalogue_of(pacs, str(tmp_path), read_s=20, total_s=20)
+    told = {listed.name: listed for listed in catalogue.list().slides}
+    wait_until(lambda: len(catalogue.list().slides) == 2, "the PACS is listed")
+    told = {listed.name: listed for listed in catalogue.list().slides}
+    assert told.pop("here.tif").slide is not None
+    (late,) = told.values()
+    assert isinstance(late.problem, PacsUnavailable)
+    released.set()
+    pacs.fault = None
+    wait_until(lambda: all(listed.slide for listed in catalogue.list().slides), "the PACS tells")
+
+
+def test_a_pacs_that_goes_and_comes_back_serves_again_and_what_is_held_meanwhile(
+    pacs: PacsServer, tissue: Tissue
+) -> None:
+    pacs.datasets += pyramid(tissue, levels=1)
+    catalogue = catalogue_of(pacs)
+    slide = only(catalogue)
+    held = slide.read_region(0, 0, 0, 100, 100)
+    pacs.close()
+    assert np.array_equal(catalogue.get(slide.id).read_region(0, 0, 0, 100, 100), held)
+    with pytest.raises(PacsUnavailable):
+        slide.read_region(0, 300, 300, 50, 50)
+    assert catalogue.readable()
+    assert list(catalogue.pacs_states()) == ["PACS root 1 does not answer"]
+    again = PacsServer(*pacs.datasets, port=pacs.port)
+    try:
+        wait_until(lambda: _read_again(slide), "the PACS serves again")
+        wait_until(lambda: not catalogue.pacs_states(), "and counts as answering")
+    finally:
+        again.close()
+        pacs.close = lambda: None  # type: ignore[method-assign]
+
+
+def _read_again(slide: Slide) -> bool:
+    try:
+        slide.read_region(0, 300, 300, 50, 50)
+    except PacsUnavailable:
+        return False
+    return True
+
+
+def test_an_unknown_id_is_unknown_only_once_every_pacs_has_answered(pacs: PacsServer) -> None:
+    pacs.fault = FAULTS["503"]
+    catalogue = catalogue_of(pacs)
+    with pytest.raises(PacsUnavailable):
+        catalogue.get("a" * 20)
+    pacs.fault = None
+
+    def is_unknown() -> bool:
+        with pytest.raises(ServiceError) as caught:
+            catalogue.get("a" * 20)
+        return isinstance(caught.value, UnknownSlide)
+
+    wait_until(is_unknown, "the PACS has answered")
+
+
+def test_addresses_and_uids_in_answers_lead_nowhere(
+    pacs: PacsServer, tissue: Tissue, released: threading.Event
+) -> None:
+    elsewhere = f"http://127.0.0.1:{pacs.elsewhere.port}/bulk"  # type: ignore[attr-defined]
+    dataset = pyramid(tissue, levels=1)[0]
+    pacs.datasets.append(dataset)
+
+    def with_bulk_data(request: Handler) -> None:
+        answer = request.answer
+
+        def changed(status: int, body: bytes = b"", *rest: Any, **more: Any) -> None:
+            bulk = b'"00480001": {"vr": "FL", "BulkDataURI": "' + elsewhere.encode() + b'"}, '
+            hostile = (
+                b'{"0020000D": {"vr": "UI", "Value": ["../../x"]}, "0020000E": {"vr": "UI", "Value": ["1/2?a"]}}, '
+            )
+            if request.route == "/series":
+                body = b"[" + hostile + body[1:]
+            elif request.route.endswith("metadata"):
+                body = b"[{" + bulk + body[2:]
+            answer(status, body, *rest, **more)
+
+        request.answer = changed  # type: ignore[method-assign]
+        pacs.serve(request)
+
+    pacs.fault = with_bulk_data
+    slide = only(catalogue_of(pacs))
+    slide.read_region(0, 0, 0, 100, 100)
+    assert slide.info.dicom is not None
+    slide.info.dicom.headers()
+    assert pacs.elsewhere.asked == []  # type: ignore[attr-defined]
+    assert not any("x" in path or "?" in path for path in pacs.paths("/studies"))
+
+
+@pytest.mark.parametrize("kind", ["token", "user"])
+def test_credentials_reach_the_pacs_and_nothing_else(
+    pacs: PacsServer, tissue: Tissue, tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    secret = tmp_path / "secret"
+    secret.write_text("hush-1\n")
+    pacs.datasets += pyramid(tissue, levels=1)
+    access: dict[str, Any] = {"token_file": secret} if kind == "token" else {"user": "reader", "password_file": secret}
+    slide = only(catalogue_of(pacs, **access))
+    expected = {"token": "Bearer hush-1", "user": "Basic cmVhZGVyOmh1c2gtMQ=="}[kind]
+    assert {asked.headers["authorization"] for asked in pacs.asked} == {expected}
+    secret.write_text("hush-2")
+    pacs.asked.clear()
+    slide.read_region(0, 0, 0, 10, 10)
+    assert expected not in {asked.headers["authorization"] for asked in pacs.asked}
+    pacs.fault = FAULTS["401"]
+    with pytest.raises(PacsUnavailable) as refused:
+        slide.read_region(0, 300, 300, 10, 10)
+    told = "\n".join(
+        (slide.id, slide.name, repr(slide.info), str(refused.value), repr(quick(pacs, **access)), caplog.text)
+    )
+    assert "hush" not in told
+    assert "cmVhZGVy" not in told
+    own = [record.getMessage() for record in caplog.records if record.name.startswith(("wsisam", "httpx"))]
+    assert not any(uid in line for line in own for uid in (str(pacs.datasets[0].StudyInstanceUID), "/studies/"))
+
+
+def test_a_pacs_that_wants_a_client_certificate_gets_it(tissue: Tissue, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    server, client = authority.issue("pacs"), authority.issue("gateway")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(server.certificate, server.key)
+    context.load_verify_locations(authority.ca)
+    context.verify_mode = ssl.CERT_REQUIRED
+    pacs = PacsServer(*pyramid(tissue, levels=1), tls=context)
+    try:
+        ours = {"ca": authority.ca, "certificate": client.certificate, "key": client.key}
+        assert only(catalogue_of(pacs, **ours)).width == 512
+        with pytest.raises(PacsUnavailable):
+            DicomWeb(quick(pacs, ca=authority.ca)).search({}, 1)
+        with pytest.raises(PacsUnavailable):  # one that the system does not trust
+            DicomWeb(quick(pacs, certificate=client.certificate, key=client.key)).search({}, 1)
+    finally:
+        pacs.close()
+
+
+def test_objects_are_stored_where_their_slide_came_from(pacs: PacsServer, tissue: Tissue, tmp_path: Path) -> None:
+    pacs.datasets += pyramid(tissue, levels=1)
+    source = only(catalogue_of(pacs)).info.dicom
+    assert source is not None
+    assert source.store is not None
+    path = save(instance(tissue[:64, :64], Series()), tmp_path / "object.dcm")
+    source.store([path.read_bytes()])
+    assert pacs.datasets[-1].SOPInstanceUID == pydicom.dcmread(path).SOPInstanceUID
+    pacs.fault = lambda request: request.answer(409)
+    with pytest.raises(NotSupported):
+        source.store([path.read_bytes()])
+    pacs.fault = lambda request: request.answer(200, b'{"00081198": {"vr": "SQ", "Value": [{}]}}')
+    with pytest.raises(NotSupported):
+        source.store([path.read_bytes()])
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"root": "dicomweb+https://user:hush@pacs/dicom-web"}, "credentials"),
+        ({"root": "https://pacs/dicom-web"}, "dicomweb"),
+        ({"root": "dicomweb+http://pacs/dicom-web", "token": "t"}, "readable over http"),
+        ({"token": "t", "user": "u"}, "not both"),
+        ({"filters": {"../x": "1"}}, "attribute"),
+    ],
+)
+def test_settings_that_would_tell_secrets_or_lead_elsewhere_are_refused(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValidationError, match=named):
+        PacsSettings.model_validate({"root": "dicomweb+https://pacs/dicom-web", **changes})
+
+
+def test_the_settings_file_holds_what_is_said_of_a_pacs_and_nothing_prints_it(tmp_path: Path) -> None:
+    config = tmp_path / "wsisam.toml"
+    config.write_text(
+        'slides = ["/s", "dicomweb+https://pacs/web/"]\n[[pacs]]\nroot = "dicomweb+https://pacs/web"\ntoken = "hush"\n'
+    )
+    settings = load_settings({}, config)
+    assert settings.pacs[0].token.get_secret_value() == "hush"
+    assert "hush" not in settings.describe() + repr(settings)
+    config.write_text('slides = ["/s"]\n[[pacs]]\nroot = "dicomweb+https://pacs/web"\n')
+    with pytest.raises(SettingsError, match="not among the roots"):
+        load_settings({}, config)
+    with pytest.raises(SettingsError, match="credentials") as caught:
+        load_settings({"slides": ["dicomweb+https://reader:hush@pacs/web"]})
+    assert "hush" not in str(caught.value)
+
+
+def test_views_of_every_step_are_the_same_from_both(pacs: PacsServer, tissue: Tissue, tmp_path: Path) -> None:
+    pacs.datasets += pyramid(tissue, levels=3)
+    for number, dataset in enumerate(pacs.datasets):
+        save(dataset, tmp_path / f"{number}.dcm")
+    here, there = only(Catalogue([str(tmp_path)])), only(catalogue_of(pacs))
+    for side in (100.5, 256.0, 600.0):
+        views = [read_rectangle(slide, (60.25, 71.5, side, side), (128, 128)) for slide in (here, there)]
+        assert np.array_equal(*views)
