@@ -12,7 +12,7 @@ import openvino
 import torch
 from torch import Tensor
 
-FORMAT = 2
+FORMAT = 3
 """Raised with every change of the graphs that are converted."""
 
 
