@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -50,7 +51,9 @@ def build_service(settings: Settings) -> Service:
     install_weights: Install | None = None
     if settings.worker_url:
         token = settings.worker_token.get_secret_value()
-        executor = RemoteExecutor(settings.worker_url, token, timeout_s=settings.request_timeout_s)
+        executor = RemoteExecutor(
+            settings.worker_url, token, timeout_s=settings.request_timeout_s, tls=_tls_to_workers(settings)
+        )
         notes: tuple[str, ...] = (f"the model runs behind {settings.worker_url}",)
     else:
         backend = load_backend(settings)
@@ -78,6 +81,19 @@ def open_catalogue(settings: Settings) -> Catalogue:
         )
     except OSError as error:
         raise SettingsError(f"setting pacs: {error}") from error
+
+
+def _tls_to_workers(settings: Settings) -> ssl.SSLContext | None:
+    """None where the system's authorities will do. Raises `SettingsError`."""
+    if settings.worker_ca is None and settings.worker_certificate is None:
+        return None
+    try:
+        context = ssl.create_default_context(cafile=settings.worker_ca)
+        if settings.worker_certificate is not None:
+            context.load_cert_chain(settings.worker_certificate)
+    except OSError as error:
+        raise SettingsError(f"setting worker_ca or worker_certificate: {error}") from error
+    return context
 
 
 def build_worker(settings: Settings) -> Service:

@@ -74,6 +74,15 @@ class Settings(BaseSettings):
     token: SecretStr = SecretStr("")
     """Key or access token that `segment --url` and `precompute` send to the server."""
 
+    tls_certificate: Path | None = None
+    """Certificate (PEM, with what leads to its authority) for HTTPS in this process. None: plain HTTP."""
+    tls_key: Path | None = None
+    """Its key (PEM), where that is in a file of its own."""
+    tls_client_ca: Path | None = None
+    """Authority (PEM) whose certificates clients must have (mTLS); for a worker, that of its gateways."""
+    max_connections: int = Field(4096, ge=1)
+    """Connections at once; beyond them the one idle for longest is closed."""
+
     model: str = "lite_medsam"
     adapters: str = "default"
     """"default" (the shipped ones, if any), "none" (the frozen SAM), or a file."""
@@ -118,6 +127,11 @@ class Settings(BaseSettings):
     """Worker, or router of workers, that runs the model for `serve`; empty: it runs in the gateway's process."""
     worker_token: SecretStr = SecretStr("")
     """What gateways and workers share so that workers answer nobody else."""
+
+    worker_ca: Path | None = None
+    """Who signed the certificates of workers at an https URL (PEM); None for those that the system trusts."""
+    worker_certificate: Path | None = None
+    """The gateway's certificate (PEM, with its key) for workers that ask for one."""
 
     max_encodes: int = Field(64, ge=1)
     """Views at the encoder, waiting ones included, before requests are refused: on two cores some 20 s of work."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import ssl
 import time
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from http import HTTPStatus
@@ -50,16 +51,23 @@ _DONE = (HTTPStatus.OK, HTTPStatus.CONFLICT)
 
 
 class RemoteExecutor:
-    """`jobs.Executor` at `url`; `timeout_s` bounds each HTTP call."""
+    """`jobs.Executor` at `url`; `timeout_s` bounds each HTTP call; `tls` says whom to trust and who we are."""
 
     def __init__(
-        self, url: str, token: str, *, timeout_s: float, transport: httpx.AsyncBaseTransport | None = None
+        self,
+        url: str,
+        token: str,
+        *,
+        timeout_s: float,
+        tls: ssl.SSLContext | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._http = httpx.AsyncClient(
             base_url=url.rstrip("/"),
             headers={"authorization": f"Bearer {token}", "content-type": CALL_MEDIA_TYPE},
             timeout=httpx.Timeout(timeout_s, connect=CONNECT_S),
             limits=httpx.Limits(max_connections=MAX_CONNECTIONS, keepalive_expiry=IDLE_S),
+            verify=True if tls is None else tls,
             transport=transport,
         )
         self._info: Mapping[str, Any] | None = None

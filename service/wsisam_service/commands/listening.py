@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+import resource
 import socket
+import ssl
 
 from fastapi import FastAPI
 
 from wsisam_service.commands.flags import UsageError
+from wsisam_service.settings import Settings
 
 BACKLOG = 2048
 KEEP_ALIVE_S = 75
@@ -35,9 +38,10 @@ def listen(host: str, port: int) -> socket.socket:
     return opened
 
 
-def url_of(listener: socket.socket) -> str:
+def url_of(listener: socket.socket, settings: Settings) -> str:
     host, port = listener.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    scheme = "http" if settings.tls_certificate is None else "https"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def is_loopback(host: str) -> bool:
@@ -49,14 +53,28 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-async def serve_app(app: FastAPI, listener: socket.socket, *, grace_s: int) -> None:
-    """Serve `app` until the process is asked to end; requests under way then have `grace_s`."""
+def raise_file_limit() -> None:
+    """Let this process have as many open files, connections among them, as the system allows it."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+async def serve_app(app: FastAPI, listener: socket.socket, settings: Settings, *, grace_s: int) -> None:
+    """Serve `app` until the process is asked to end; requests under way then have `grace_s`.
+
+    Raises `UsageError` for certificates that cannot be used.
+    """
     import uvicorn
 
-    # h11: with httptools a client that offers an upgrade to HTTP/2, as Java's does, has its body lost.
+    from wsisam_service.commands.connections import bounded_protocol
+
+    if settings.tls_certificate is None and (settings.tls_key or settings.tls_client_ca):
+        raise UsageError("tls_key and tls_client_ca need tls_certificate")
+    raise_file_limit()
     config = uvicorn.Config(
         app,
-        http="h11",
+        # h11: with httptools a client that offers an upgrade to HTTP/2, as Java's does, has its body lost.
+        http=bounded_protocol(settings.max_connections),
         lifespan="on",
         log_config=None,
         access_log=False,
@@ -64,5 +82,13 @@ async def serve_app(app: FastAPI, listener: socket.socket, *, grace_s: int) -> N
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=grace_s,
+        ssl_certfile=settings.tls_certificate,
+        ssl_keyfile=settings.tls_key,
+        ssl_ca_certs=settings.tls_client_ca,
+        ssl_cert_reqs=ssl.CERT_NONE if settings.tls_client_ca is None else ssl.CERT_REQUIRED,
     )
+    try:
+        config.load()
+    except OSError as error:  # ssl.SSLError is one too
+        raise UsageError(f"the certificate files of TLS cannot be used: {error}") from error
     await uvicorn.Server(config).serve(sockets=[listener])

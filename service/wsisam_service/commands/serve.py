@@ -47,6 +47,6 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
     from wsisam_service.assembly import build_service
 
     service = build_service(settings)
-    url = url_of(listener)
+    url = url_of(listener, settings)
     print("\n".join((*service.notes, f"listening on {url} (try {url}/docs)")), flush=True)
-    await serve_app(service.app, listener, grace_s=GRACE_S)
+    await serve_app(service.app, listener, settings, grace_s=GRACE_S)

@@ -22,7 +22,7 @@ _LIMIT_SETTINGS = ("max_encodes", "max_decodes", "max_body_bytes", "request_time
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("worker", help="run the model for gateways elsewhere", description=__doc__)
     parser.set_defaults(run=run)
-    own = ("host", "port", "worker_token", "insecure")
+    own = ("host", "port", "worker_token", "insecure", "tls_certificate", "tls_key", "tls_client_ca", "max_connections")
     caches = (name for name in CACHE_SETTINGS if name != "tile_cache_bytes")
     add_settings(parser, (*own, *MODEL_SETTINGS, *caches, *_LIMIT_SETTINGS))
 
@@ -46,5 +46,5 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
     from wsisam_service.assembly import build_worker
 
     worker = build_worker(settings)
-    print("\n".join((*worker.notes, f"for gateways at {url_of(listener)}, once warm")), flush=True)
-    await serve_app(worker.app, listener, grace_s=GRACE_S)
+    print("\n".join((*worker.notes, f"for gateways at {url_of(listener, settings)}, once warm")), flush=True)
+    await serve_app(worker.app, listener, settings, grace_s=GRACE_S)
