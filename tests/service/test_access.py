@@ -394,6 +394,26 @@ async def test_work_under_way_is_counted_by_identity_until_it_is_done_or_its_cli
         assert (await click(many)).status_code == 200
 
 
+async def test_prewarms_behind_answers_are_counted_by_identity_too(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many, one = house.key("many", Role.ANNOTATOR, ("colon",)), house.key("one", Role.ANNOTATOR, ("colon",))
+    held = asyncio.Event()
+
+    async def encode(*_: object) -> dict[str, str]:
+        await held.wait()
+        return {}
+
+    monkeypatch.setattr(house.executor, "encode", encode)
+    async with house.client() as client:
+        path = f"/v1/slides/{await only_slide(client, one)}/prewarm"
+        body = {"points": [[600, 400]]}
+        answers = [await client.post(path, json=body, headers=bearer(many)) for _ in range(3)]
+        assert [answer.status_code for answer in answers] == [202, 202, 429]
+        assert (await client.post(path, json=body, headers=bearer(one))).status_code == 202
+        held.set()
+
+
 async def _until_refused(
     tasks: list[asyncio.Task[httpx.Response]], number: int
 ) -> tuple[set[asyncio.Task[httpx.Response]], set[asyncio.Task[httpx.Response]]]:

@@ -10,6 +10,7 @@ import pytest
 
 from wsisam_service.errors import Overloaded, WorkerUnavailable
 from wsisam_service.execution.batcher import Answer, Batcher, Lane
+from wsisam_service.logs import RequestIds, current_request
 
 TIMEOUT_S = 20.0
 
@@ -68,6 +69,24 @@ def test_what_waits_goes_in_one_call_and_decodes_overtake(bench: Bench) -> None:
     bench.device.release.set()
     assert results(encodes + decodes) == [1, 4, 9, 16, 25]
     assert bench.device.calls[1:] == [("decode", "m", [3, 4, 5]), ("encode", "m", [1, 2])]
+
+
+def test_a_click_waits_for_one_item_of_each_large_request_and_not_for_all_of_it(bench: Bench) -> None:
+    bench.decodes.max_batch = 1
+
+    def submit(request: str, items: Sequence[int]) -> list[Future[Answer[int]]]:
+        token = current_request.set(RequestIds(request))
+        try:
+            return bench.batcher.submit(bench.decodes, "m", items)
+        finally:
+            current_request.reset(token)
+
+    futures = submit("script", range(10, 15)) + submit("other script", range(20, 25)) + submit("script", [15])
+    futures += submit("click", [1]) + submit("two clicks", [2, 3])
+    bench.device.release.set()
+    wait(futures, TIMEOUT_S)
+    order = [item for _, _, (item,) in bench.device.calls[1:]]
+    assert order == [10, 20, 1, 2, 11, 21, 3, 12, 22, 13, 23, 14, 24, 15]
 
 
 def test_a_batch_is_of_one_model_and_of_the_lanes_size(bench: Bench) -> None:

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends
 from starlette.requests import Request
 from starlette.responses import Response
 
+from wsisam_service.access.identity import ANONYMOUS, identity_of
 from wsisam_service.api.bodies import described_body, described_problems, json_body, json_response
 from wsisam_service.api.deps import ServicesDep
 from wsisam_service.api.middleware import unless_client_gone
@@ -47,6 +48,7 @@ async def prewarm(
     if body.wait:
         await unless_client_gone(request, services.executor.encode(new, views.pixels, Timings()))
     elif new:
-        services.encodes.start(new, views.pixels)
+        identity = identity_of(request.scope)
+        services.encodes.start(new, views.pixels, None if identity is None or identity is ANONYMOUS else identity.id)
     answer = PrewarmAnswer(views=len(keys), new=len(new), done=body.wait or not new)
     return json_response(answer.model_dump(), status=HTTPStatus.ACCEPTED)

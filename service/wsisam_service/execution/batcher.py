@@ -1,8 +1,9 @@
 """One thread owns the device; what waits when the device is free goes together in one call.
 
 There is no timer: a lone item starts at once on an idle device, and batches form by themselves while it is busy. Lanes
-are served in order, so decodes overtake encodes. Admission is a count of work taken in and not yet answered, checked
-at the door (DESIGN section 8).
+are served in order, so decodes overtake encodes. Within a lane the requests that wait take turns, one item each, so
+that a click waits for a few items of a large request and not for all of it. Admission is a count of work taken in and
+not yet answered, checked at the door (DESIGN section 8).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from prometheus_client import Histogram
 
 from wsisam_service import metrics
 from wsisam_service.errors import Overloaded, WorkerUnavailable
+from wsisam_service.logs import request_id
 
 _log = logging.getLogger(__name__)
 _Item = TypeVar("_Item")
@@ -48,6 +50,7 @@ class _Waiting(Generic[_Item, _Result]):
     item: _Item
     future: Future[Answer[_Result]]
     submitted: float
+    turn: int = 0
 
 
 class Lane(Generic[_Item, _Result]):
@@ -69,9 +72,22 @@ class Lane(Generic[_Item, _Result]):
         self.seconds = seconds
         self.seconds_per_item = 0.0
         self.waiting: deque[_Waiting[_Item, _Result]] = deque()
+        """By turn: a request's first item has the turn after the one that runs, each further one the turn after."""
+        self._turn = 0
+        self._last_turns: dict[str, int] = {}
+
+    def queue(self, entries: Sequence[_Waiting[_Item, _Result]], request: str) -> None:
+        """Let `entries` of `request` wait, each in its turn."""
+        self._last_turns = {name: turn for name, turn in self._last_turns.items() if turn > self._turn}
+        for turn, entry in enumerate(entries, 1 + self._last_turns.get(request, self._turn)):
+            entry.turn = self._last_turns[request] = turn
+        in_order = not self.waiting or not entries or self.waiting[-1].turn <= entries[0].turn
+        self.waiting.extend(entries)
+        if not in_order:
+            self.waiting = deque(sorted(self.waiting, key=lambda entry: entry.turn))
 
     def take(self) -> list[_Waiting[_Item, _Result]]:
-        """The longest waiting item and others of its group, up to a batch; those whose callers left are dropped."""
+        """The item whose turn it is and others of its group, up to a batch; those whose callers left are dropped."""
         batch: list[_Waiting[_Item, _Result]] = []
         others: list[_Waiting[_Item, _Result]] = []
         while self.waiting and len(batch) < self.max_batch:
@@ -80,6 +96,7 @@ class Lane(Generic[_Item, _Result]):
                 others.append(entry)
             elif entry.future.set_running_or_notify_cancel():
                 batch.append(entry)
+                self._turn = max(self._turn, entry.turn)
         self.waiting.extendleft(reversed(others))
         return batch
 
@@ -139,7 +156,7 @@ class Batcher:
         with self._changed:
             if self._stopped is not None:
                 raise WorkerUnavailable(self._stopped)
-            lane.waiting.extend(entries)
+            lane.queue(entries, request_id())
             self._report_depth(lane)
             self._changed.notify()
         for entry in entries:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from wsisam_model.config import ModelConfig
-from wsisam_service.errors import EmptyPrompt, InvalidNumber, Overloaded, ServiceError
+from wsisam_service.errors import EmptyPrompt, InvalidNumber, Overloaded, RateLimited, ServiceError
 from wsisam_service.jobs import Executor, PixelSource, Timings
 from wsisam_service.segmenting.prompts import Frame, PromptSpec, Units, judge, plan_view, request_frame
 from wsisam_service.slides.catalogue import Slide
@@ -18,6 +18,8 @@ MAX_VIEWS = 4096
 """HR views in one prewarm; a whole slide is `precompute`'s work, in many requests."""
 MAX_BACKGROUND = 8
 """Prewarms under way behind answers that have been given."""
+MAX_BACKGROUND_EACH = 2
+"""Of one caller, where callers are told apart."""
 
 logger = logging.getLogger(__name__)
 
@@ -84,15 +86,19 @@ class BackgroundEncodes:
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], str | None] = {}
 
-    def start(self, keys: Sequence[str], pixels: PixelSource) -> None:
-        """Encode the views `keys` by and by. Raises `Overloaded` where too many such calls are under way."""
+    def start(self, keys: Sequence[str], pixels: PixelSource, caller: str | None) -> None:
+        """Encode the views `keys` by and by. Raises `Overloaded` where too many such calls are under way, `RateLimited`
+        where too many are `caller`'s (None: one of many).
+        """
+        if caller is not None and list(self._tasks.values()).count(caller) >= MAX_BACKGROUND_EACH:
+            raise RateLimited(f"at most {MAX_BACKGROUND_EACH} prewarms at a time", retry_after_s=5)
         if len(self._tasks) >= MAX_BACKGROUND:
             raise Overloaded("too many prewarms are under way", retry_after_s=5)
         task = asyncio.create_task(self._encode(keys, pixels))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = caller
+        task.add_done_callback(self._tasks.pop)
 
     async def aclose(self) -> None:
         tasks = list(self._tasks)
