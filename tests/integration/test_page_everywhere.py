@@ -5,6 +5,7 @@ Real Chromium and real sockets on a real slide; the network is the numpy stand-i
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -17,12 +18,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from browser import AXE, SlidePage, chromium, require_page, serving
+from PIL import Image
 from stand_ins import NumpyExecutor
 from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse
 from starlette.routing import Mount
 
+from wsisam_service.access.identity import Role
+from wsisam_service.access.keys import StoredKey, append_key, hash_of, new_key
 from wsisam_service.api.page import PAGE_FOLDER, read_page
 from wsisam_service.app import create_app
 from wsisam_service.settings import Settings
@@ -186,6 +188,189 @@ def test_trouble_is_told_in_plain_words(page: SlidePage) -> None:
     assert "no GeoJSON features" in message.inner_text()
 
 
+def test_a_busy_service_is_asked_again_when_it_says(page: SlidePage) -> None:
+    refusals = [{"retry-after": "1", "content-type": "application/problem+json"}]
+    overloaded = json.dumps({"type": "/problems/overloaded", "title": "", "status": 503, "detail": ""})
+
+    def answer(route: Any) -> None:
+        if refusals:
+            route.fulfill(status=503, headers=refusals.pop(), body=overloaded)
+        else:
+            route.continue_()
+
+    page.page.route("**/segment", answer)
+    page.draw_box(BOX)
+    page.page.wait_for_selector("#objects li")
+    assert refusals == []
+    assert page.page.locator("#message").is_hidden()
+
+
+def test_a_service_that_went_away_is_noticed_and_gone_on_with(page: SlidePage) -> None:
+    page.answer_of(lambda: page.draw_box(BOX))
+    page.context.set_offline(True)
+    page.look()
+    page.page.wait_for_selector("#status[data-state=away]")
+    page.draw_box(BOX)
+    page.page.wait_for_selector("#message[role=alert]")
+    page.context.set_offline(False)
+    with page.page.expect_response(lambda response: response.url.endswith("info.json") and response.ok):
+        page.look()
+    page.page.wait_for_selector("#message", state="hidden")
+    page.wait()
+    page.answer_of(lambda: page.draw_box(BOX))
+    assert len(page.rows()) == 2
+
+
+def test_slides_that_come_go_wrong_and_are_replaced(
+    browser: Any, tmp_path: Path, tissue: npt.NDArray[np.uint8]
+) -> None:
+    settings = Settings(slides=(str(tmp_path),))
+    with serving(create_app(settings, Catalogue(settings.slides), NumpyExecutor())) as url:
+        page = SlidePage(browser, url, "", (256, 256))
+        page.page.wait_for_selector("#nothing")
+        assert "wsisam serve --slides" in page.page.inner_text("#nothing")
+        assert serious_findings(page.page) == []
+
+        Image.fromarray(tissue).save(tmp_path / "a.png")
+        write_pyramid(tmp_path / "whole.tif", tissue, 0.5)
+        (tmp_path / "b.tif").write_bytes((tmp_path / "whole.tif").read_bytes()[:100_000])
+        page.until(
+            "#magnification:not(:empty)", lambda: page.page.evaluate("document.querySelector('#look-again').click()")
+        )
+        assert page.page.inner_text("#scale-bar").endswith("px")  # this one has no pixel size
+        page.page.wait_for_selector("#message:has-text('pixel size')")
+
+        page.page.click("#slides a:has-text('b.tif')")
+        page.page.wait_for_selector("#message[role=alert]:has-text('cannot be read')")
+
+        page.page.click("#slides a:has-text('a.png')")
+        page.page.wait_for_function("() => document.title.startsWith('a.png')")
+        Image.fromarray(tissue[:300]).save(tmp_path / "a.png")
+        page.until("#message[role=alert]:has-text('replaced')", page.look)
+        page.context.close()
+
+
+QUPATH_FILE = [
+    {
+        "type": "Feature",
+        "geometry": {
+            "type": "Polygon",
+            "coordinates": [
+                [[10, 10], [90, 10], [90, 90], [10, 90], [10, 10]],
+                [[40, 40], [60, 40], [60, 60], [40, 40]],
+            ],
+        },
+        "properties": {
+            "objectType": "annotation",
+            "classification": {"names": ["Tumor", "Positive"], "color": [9, 8, 7]},
+        },
+    },
+    {
+        "type": "Feature",
+        "geometry": {
+            "type": "MultiPolygon",
+            "coordinates": [
+                [[[100, 100], [120, 100], [120, 120], [100, 100]]],
+                [[[200, 200], [220, 200], [220, 220], [200, 200]]],
+            ],
+        },
+        "properties": {"objectType": "detection", "classification": "Odd", "name": "Two parts"},
+    },
+    {"type": "Feature", "geometry": {"type": "Point", "coordinates": [5, 5]}, "properties": None},
+    {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": {"x": [1]}}, "properties": {}},
+]
+
+
+def test_files_of_qupath_are_imported_and_others_refused(page: SlidePage) -> None:
+    said = page.page.locator("#message")
+
+    def imported(document: Any) -> str:
+        page.page.click("#message-close", force=True) if said.is_visible() else None
+        buffer = document if isinstance(document, bytes) else json.dumps(document).encode()
+        page.page.set_input_files("#import-file", {"name": "a.geojson", "mimeType": "", "buffer": buffer})
+        said.wait_for()
+        return str(said.inner_text())
+
+    assert "Imported 2 objects, left out 2" in imported(QUPATH_FILE)
+    first, second = json.loads(page.export("#export-geojson").read_text())["features"]
+    assert first["geometry"] == QUPATH_FILE[0]["geometry"]
+    assert first["properties"]["classification"] == {"name": "Tumor: Positive", "color": [9, 8, 7]}
+    assert second["geometry"] == QUPATH_FILE[1]["geometry"]
+    assert second["properties"]["name"] == "Two parts"
+    far = {"type": "Polygon", "coordinates": [[[9000, 9000], [9001, 9000], [9001, 9001], [9000, 9000]]]}
+    assert "another slide" in imported(
+        {"type": "FeatureCollection", "features": [{"type": "Feature", "geometry": far}]}
+    )
+    assert "not JSON" in imported(b"<xml>")
+    assert "no GeoJSON features" in imported({"type": "FeatureCollection", "features": []})
+    assert len(page.rows()) == 3
+    assert page.complaints == []
+
+
+def test_two_tabs_show_the_same_objects(page: SlidePage) -> None:
+    page.answer_of(lambda: page.draw_box(BOX))
+    other = page.context.new_page()
+    other.goto(page.page.url)
+    other.wait_for_selector("#objects li")
+    other.click("#objects li")
+    page.answer_of(lambda: page.draw_box((330, 300, 450, 420)))
+    other.wait_for_selector("#objects li >> nth=1")
+    assert other.locator("#objects li").first.get_attribute("aria-selected") == "true"
+    other.keyboard.press("Delete")
+    page.page.wait_for_function("() => document.querySelectorAll('#objects li').length === 1")
+
+
+def test_undo_goes_back_over_objects_and_classes(page: SlidePage) -> None:
+    page.page.keyboard.press("1")
+    page.answer_of(lambda: page.draw_box(BOX))
+    page.answer_of(lambda: page.draw_box((330, 300, 450, 420)))
+    page.page.keyboard.press("2")
+    page.page.click("#class-remove")
+    assert page.page.locator("#classes button:has-text('Stroma')").count() == 0
+    assert ["Tumor" in row for row in page.rows()] == [True, False]
+    for _ in range(3):  # the class removed, the class chosen, the second object
+        page.page.keyboard.press("Control+z")
+    (row,) = page.rows()
+    assert "Object 1" in row
+    page.page.keyboard.press("Control+z")
+    assert page.rows() == []
+    assert page.page.locator("#undo").is_disabled()
+    for _ in range(4):
+        page.page.keyboard.press("Control+Shift+Z")
+    assert len(page.rows()) == 2
+
+
+HAS_FRAME = """([x, y]) => {
+  const pixels = document.querySelector(".overlay").getContext("2d").getImageData(x - 2, y - 10, 5, 21).data;
+  const isViolet = (red, green, blue, alpha) => red > green + 15 && blue > red + 40 && alpha > 100;
+  for (let at = 0; at < pixels.length; at += 4) if (isViolet(...pixels.slice(at, at + 4))) return true;
+  return false;
+}"""
+
+
+def test_what_the_network_saw_is_framed(page: SlidePage) -> None:
+    page.page.keyboard.press("f")
+    _, answer = page.answer_of(lambda: page.draw_box(BOX))
+    (result,) = answer["results"]
+    assert result["cache"]["lr"] is not None
+    x, y, width, height = (result["view"][name] for name in ("x", "y", "width", "height"))
+    for edge in (x, x - width / 2):
+        page.page.wait_for_function(HAS_FRAME, arg=page.in_viewer((edge, y + height / 2)))
+    assert not page.page.evaluate(HAS_FRAME, page.in_viewer((x - width / 4, y + height / 2)))
+
+
+def test_single_letters_can_be_left_to_the_slide(page: SlidePage) -> None:
+    page.page.click("#show-help")
+    page.page.uncheck("#letters")
+    page.page.keyboard.press("Escape")
+    page.page.focus("#show-help")
+    page.page.keyboard.press("v")
+    assert page.page.get_attribute("#tool-box", "aria-pressed") == "true"
+    page.page.focus("#viewer .openseadragon-canvas")
+    page.page.keyboard.press("v")
+    assert page.page.get_attribute("#tool-move", "aria-pressed") == "true"
+
+
 def test_the_link_leads_back_to_the_place(page: SlidePage, browser: Any) -> None:
     page.page.keyboard.press("v")
     page.page.mouse.move(*page.screen((256, 256)))
@@ -221,27 +406,33 @@ def test_nothing_is_asked_of_other_hosts_and_no_policy_is_broken(page: SlidePage
     assert "unsafe" not in policy
 
 
-def test_behind_a_path_prefix_and_with_a_token(browser: Any, app: Any, slide_id: str) -> None:
-    class Guarded:
-        """Lets only those with the token at the API; the page itself is open."""
-
-        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-            token = Request(scope).headers.get("authorization") if scope["type"] == "http" else None
-            if scope["type"] == "http" and "/v1/" in scope["path"] and token != "Bearer let-me-in":
-                problem = {"type": "/problems/unauthorized", "title": "", "status": 401, "detail": ""}
-                await JSONResponse(problem, 401, media_type="application/problem+json")(scope, receive, send)
-            else:
-                await app(scope, receive, send)
-
-    with serving(Starlette(routes=[Mount("/pathology/wsi", app=Guarded())])) as address:
-        page = SlidePage(browser, f"{address}pathology/wsi/", slide_id, (256, 256))
-        page.page.fill("#access-key", "let-me-in")
+def test_behind_a_path_prefix_and_with_an_access_key(browser: Any, app: Any, tmp_path: Path) -> None:
+    key = new_key()
+    append_key(tmp_path / "keys.toml", StoredKey(name="me", role=Role.ANNOTATOR, sha256=hash_of(key)))
+    settings = app.state.services.settings.model_copy(update={"keys": tmp_path / "keys.toml"})
+    guarded = create_app(settings, Catalogue(settings.slides), NumpyExecutor())
+    with serving(Starlette(routes=[Mount("/pathology/wsi", app=guarded)])) as address:
+        answer = httpx.get(f"{address}pathology/wsi/v1/slides", headers={"authorization": f"Bearer {key}"})
+        page = SlidePage(browser, f"{address}pathology/wsi/", answer.json()["slides"][0]["id"], (256, 256))
+        tiles: list[Any] = []
+        page.page.on("response", lambda response: "/default.jpg" in response.url and tiles.append(response))
+        page.page.fill("#access-key", new_key())
+        page.page.click("#access-form .primary")
+        page.page.wait_for_selector("#access-reason:has-text('does not accept')")
+        assert serious_findings(page.page) == []
+        page.page.fill("#access-key", key)
         page.page.click("#access-form .primary")
         page.wait()
         page.page.wait_for_function("() => [...document.images].every(image => image.complete && image.naturalWidth)")
         page.answer_of(lambda: page.draw_box(BOX))
         assert len(page.rows()) == 1
-        assert page.page.evaluate("localStorage.getItem('wsisam:access-key')") is None
+        assert tiles
+        assert {tile.status for tile in tiles} == {200}
+        assert key not in page.page.evaluate("JSON.stringify(localStorage)")
+        page.page.click("#status summary")
+        page.page.click("#show-access")
+        page.page.click("#access-forget")
+        page.page.wait_for_selector("#access-reason:has-text('who you are')")
         page.context.close()
 
 

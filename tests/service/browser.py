@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,7 @@ class SlidePage:
         self.page.on("console", self._console)
         self.page.on("request", lambda request: self.hosts.add(request.url.split("/")[2] or "blob"))
         self._elsewhere = f"{url}healthz"
+        self._timeout = pytest.importorskip("playwright.sync_api").TimeoutError
         self.address = f"{url}#slide={slide_id}&x={center[0]}&y={center[1]}&zoom=1"
         self.page.goto(self.address)
 
@@ -101,10 +103,30 @@ class SlidePage:
         self.page.goto(self.address)
         self.wait()
 
-    def screen(self, position: tuple[float, float]) -> tuple[float, float]:
+    def in_viewer(self, position: tuple[float, float]) -> tuple[float, float]:
+        """Screen pixels from the viewer's corner."""
         viewer = self.page.locator("#viewer").bounding_box()
-        x = viewer["x"] + viewer["width"] / 2 + position[0] - self.center[0]
-        return x, viewer["y"] + viewer["height"] / 2 + position[1] - self.center[1]
+        x = viewer["width"] / 2 + position[0] - self.center[0]
+        return x, viewer["height"] / 2 + position[1] - self.center[1]
+
+    def screen(self, position: tuple[float, float]) -> tuple[float, float]:
+        """Screen pixels from the window's corner."""
+        viewer = self.page.locator("#viewer").bounding_box()
+        x, y = self.in_viewer(position)
+        return viewer["x"] + x, viewer["y"] + y
+
+    def look(self) -> None:
+        """What the page does every few seconds and when one comes back to it, now: see to the service and the slide."""
+        self.page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+
+    def until(self, selector: str, act: Callable[[], object]) -> None:
+        """`act` again and again until there is an element; for what the service notices after a while."""
+        for _ in range(PATIENCE_MS // 1000):
+            act()
+            with contextlib.suppress(self._timeout):
+                self.page.wait_for_selector(selector, timeout=1000)
+                return
+        pytest.fail(f"no {selector}")
 
     def draw_box(self, box: tuple[float, float, float, float]) -> None:
         mouse = self.page.mouse
@@ -132,7 +154,8 @@ class SlidePage:
         return Path(waiting.value.path())
 
     def rows(self) -> list[str]:
-        return [text.strip() for text in self.page.locator("#objects li").all_inner_texts()]
+        """Texts of the list of objects, also of rows that are scrolled away, which have no inner text."""
+        return [text.strip() for text in self.page.locator("#objects li").all_text_contents()]
 
     def _console(self, message: Any) -> None:
         if message.type == "error" or "Content Security Policy" in message.text:

@@ -15,7 +15,7 @@ export function readLink(): Place {
     const value = parseFloat(values.get(name) ?? "");
     return Number.isFinite(value) ? value : null;
   };
-  return { slide: values.get("slide"), x: number("x"), y: number("y"), zoom: number("zoom") };
+  return { slide: values.get("slide") || null, x: number("x"), y: number("y"), zoom: number("zoom") };
 }
 
 /** Put a place into the address bar without a new entry in the browser's history. */
