@@ -597,9 +597,8 @@ export interface components {
             /**
              * Format
              * @default rle
-             * @enum {string}
              */
-            readonly format?: "rle" | "geojson" | "both";
+            readonly format?: ("rle" | "geojson" | "both") | ("dicom-seg" | "dicom-ann");
             /**
              * Frame
              * @description "level0" where absent; "bounds" as QuPath shows slides with bounds.
@@ -826,11 +825,17 @@ export interface operations {
     readonly list_slides_v1_slides_get: {
         readonly parameters: {
             readonly query?: {
+                /** @description Accession number of a DICOM slide. */
+                readonly accession?: string;
                 /** @description `next` of the page before. */
                 readonly cursor?: string;
                 readonly limit?: number;
                 /** @description Part of the name, in any case. */
                 readonly q?: string;
+                /** @description Series instance UID of a DICOM slide. */
+                readonly series?: string;
+                /** @description Study instance UID of a DICOM slide. */
+                readonly study?: string;
             };
             readonly header?: never;
             readonly path?: never;
@@ -943,6 +948,24 @@ export interface operations {
             };
             /** @description Problem */
             readonly 429: {
+                headers: {
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["ProblemAnswer"];
+                };
+            };
+            /** @description Problem */
+            readonly 502: {
+                headers: {
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["ProblemAnswer"];
+                };
+            };
+            /** @description Problem */
+            readonly 503: {
                 headers: {
                     readonly [name: string]: unknown;
                 };
@@ -1089,6 +1112,7 @@ export interface operations {
                     readonly [name: string]: unknown;
                 };
                 content: {
+                    readonly "application/dicom": unknown;
                     readonly "application/geo+json": unknown;
                     readonly "application/json": components["schemas"]["SegmentAnswerModel"];
                 };
@@ -1158,6 +1182,15 @@ export interface operations {
             };
             /** @description Problem */
             readonly 429: {
+                headers: {
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/problem+json": components["schemas"]["ProblemAnswer"];
+                };
+            };
+            /** @description Problem */
+            readonly 501: {
                 headers: {
                     readonly [name: string]: unknown;
                 };
