@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -33,18 +34,26 @@ sys.exit(cli.main(sys.argv[1:]))
 @pytest.fixture
 def server(slides: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A running server and its URL."""
-    command = [sys.executable, "-c", PROGRAM, "serve", "--slides", str(slides), "--port", "0"]
+    with serving("--slides", str(slides)) as (process, url, _):
+        yield process, url
+
+
+@contextmanager
+def serving(*flags: str) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
+    """A running server, its URL, and the lines it printed before it listened."""
+    command = [sys.executable, "-c", PROGRAM, "serve", "--port", "0", *flags]
     environment = os.environ | {"PYTHONPATH": str(HERE)}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
-    url = ""
+    url, told = "", []
     for line in process.stdout:
+        told.append(line.rstrip())
         if found := re.search(r"listening on (http://\S+)", line):
             url = found[1]
             break
     assert url, process.stderr.read() if process.stderr else ""
     try:
-        yield process, url
+        yield process, url, told
     finally:
         process.kill()
         process.wait()
@@ -64,6 +73,13 @@ def test_it_serves_and_ends_cleanly_at_ctrl_c(server: tuple[subprocess.Popen[str
     access = next(line for line in lines if line["logger"] == "wsisam.access")
     assert (access["route"], access["status"]) == ("/readyz", 200)
     assert access["x-request-id"]
+
+
+def test_it_serves_qupath_without_slides() -> None:
+    with serving() as (_, url, told):
+        assert any(line.startswith("no slides: only pictures") for line in told)
+        assert httpx.get(f"{url}/v1/slides").json() == {"slides": [], "next": None}
+        assert httpx.get(f"{url}/sam/version/").status_code == 200
 
 
 def test_a_client_that_offers_http2_keeps_its_body(server: tuple[subprocess.Popen[str], str]) -> None:

@@ -14,6 +14,7 @@ from wsisam_service.commands.listening import is_loopback, listen, serve_app, ur
 from wsisam_service.logs import configure_logging
 from wsisam_service.settings import Settings
 
+NO_SLIDES = "no slides: only pictures sent with requests are outlined, until --slides DIR_OR_URL names some"
 GRACE_S = 10
 """For requests under way when the process is asked to end."""
 
@@ -26,8 +27,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(options: argparse.Namespace) -> int:
     settings = settings_of(options)
-    if not settings.slides:
-        raise UsageError("no slides to serve: give --slides DIR_OR_URL, or set WSISAM_SLIDES")
     for root in settings.slides:
         if "://" not in root and not Path(root).exists():
             raise UsageError(f"there is no folder or file {root}")
@@ -48,5 +47,6 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
 
     service = build_service(settings)
     url = url_of(listener, settings)
-    print("\n".join((*service.notes, f"listening on {url} (try {url}/docs)")), flush=True)
+    notes = service.notes if settings.slides else (*service.notes, NO_SLIDES)
+    print("\n".join((*notes, f"listening on {url} (try {url}/docs)")), flush=True)
     await serve_app(service.app, listener, settings, grace_s=GRACE_S)
