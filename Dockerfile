@@ -1,6 +1,13 @@
 # Two images: `--target gateway` (no torch) and `--target worker` (CUDA). A worker for CPUs takes torch from elsewhere:
 #   docker build --target worker --build-arg CPU_INDEX=<pip index with CPU builds of torch> --build-arg EXTRAS=worker,fast .
 ARG PYTHON_IMAGE=python:3.11.13-slim-bookworm
+ARG NODE_IMAGE=node:22.20.0-bookworm-slim
+
+# The page for people: static files that the gateway serves.
+FROM ${NODE_IMAGE} AS page
+WORKDIR /src/web
+COPY web ./
+RUN npm ci --ignore-scripts --no-audit --no-fund && npm run check && npm run build
 
 FROM ${PYTHON_IMAGE} AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -14,6 +21,7 @@ RUN python requirements.py gateway > gateway.txt \
 COPY README.md ./
 COPY model model
 COPY service service
+COPY --from=page /src/service/wsisam_service/page service/wsisam_service/page
 RUN pip --python /opt/wsisam/bin/python install --no-deps .
 
 FROM build AS build-worker

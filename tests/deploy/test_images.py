@@ -86,6 +86,13 @@ def test_what_the_images_copy_is_let_through_by_dockerignore() -> None:
     assert all((REPOSITORY / path).exists() for path in copied)
 
 
+def test_the_gateways_image_carries_the_page_that_it_builds() -> None:
+    built = "/src/service/wsisam_service/page"
+    assert f"COPY --from=page {built} service/wsisam_service/page\nRUN pip" in dockerfile_stage("build-gateway")
+    assert "npm ci" in dockerfile_stage("page")
+    assert 'outDir: "../service/wsisam_service/page"' in (REPOSITORY / "web/vite.config.ts").read_text()
+
+
 @pytest.mark.parametrize("files", [["docker-compose.yml"], ["docker-compose.yml", "docker-compose.gpu.yml"]])
 def test_compose_accepts_the_files(files: list[str]) -> None:
     chosen = [part for file in files for part in ("-f", str(REPOSITORY / file))]
