@@ -78,7 +78,7 @@ def test_it_serves_and_ends_cleanly_at_ctrl_c(server: tuple[subprocess.Popen[str
 def test_it_serves_qupath_without_slides() -> None:
     with serving() as (_, url, told):
         assert any(line.startswith("no slides: only pictures") for line in told)
-        assert httpx.get(f"{url}/v1/slides").json() == {"slides": [], "next": None}
+        assert httpx.get(f"{url}/v1/slides").json()["slides"] == []
         assert httpx.get(f"{url}/sam/version/").status_code == 200
 
 
