@@ -19,6 +19,14 @@ from typing import Any
 import pytest
 import shapely
 from PIL import Image
+from serving import served
+from stand_ins import NumpyExecutor
+
+from wsisam_service.access.identity import Role
+from wsisam_service.access.keys import StoredKey, append_key, hash_of, new_key
+from wsisam_service.app import create_app
+from wsisam_service.settings import Settings
+from wsisam_service.slides.catalogue import Catalogue
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPTS = REPOSITORY / "qupath"
@@ -356,3 +364,23 @@ def test_what_the_viewer_shows_is_encoded_before_the_click(
     region, boxes = recorder.bodies("/prewarm")
     assert region["region"] == [256, 256, 256, 256], "clipped to the slide"
     assert boxes["boxes"] == [[300, 330, 380, 400]]
+
+
+@pytest.mark.parametrize("place", ["header", "address"])
+def test_a_server_that_asks_for_a_key_gets_it_from_the_scripts_first_lines(
+    place: str, run: RunScript, qupath_service: Any, tmp_path: Path
+) -> None:
+    key, file = new_key(), tmp_path / "keys.toml"
+    append_key(file, StoredKey(name="qupath", role=Role.ANNOTATOR, sha256=hash_of(key)))
+    settings = Settings(slides=(str(qupath_service.slides),), keys=file)
+    app = create_app(settings, Catalogue(settings.slides), NumpyExecutor())
+    shows = shown(image(qupath_service.slides / "tissue.png", rectangle(*GLAND)))
+    with served(app) as port:
+        url = f"http://127.0.0.1:{port}"
+        refused = run("segment-selected", shows, **{SERVER_URL: url})
+        token = {"token = ''": f"token = '{key}'"} if place == "header" else {}
+        written = token | {SERVER_URL: url if token else f"{url}/k/{key}"}
+        outcome = run("segment-selected", shows, **written)
+    assert not outlines(refused["images"][0])
+    assert "401" in json.dumps(refused)
+    assert len(outlines(outcome["images"][0])) == 1

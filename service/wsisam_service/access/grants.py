@@ -19,13 +19,16 @@ class Grant(BaseModel):
     role: Role
     roots: tuple[str, ...] | None = None
 
+    def __repr__(self) -> str:
+        return self.role.value if self.roots is None else f"{self.role.value} on {', '.join(self.roots) or 'no root'}"
+
     @model_validator(mode="before")
     @classmethod
     def _a_word_is_a_role(cls, value: Any) -> Any:
         return {"role": value} if isinstance(value, str) else value
 
 
-SAME_NAMES: Mapping[str, Grant] = {role: Grant(role=role) for role in (Role.VIEWER, Role.ANNOTATOR, Role.ADMIN)}
+SAME_NAMES: Mapping[str, Grant] = {role.value: Grant(role=role) for role in (Role.VIEWER, Role.ANNOTATOR, Role.ADMIN)}
 """Where the issuer's roles are called as ours are."""
 
 

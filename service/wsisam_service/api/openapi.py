@@ -46,7 +46,9 @@ def install(app: FastAPI) -> None:
 
     @router.get("/docs")
     async def show_docs() -> HTMLResponse:
-        return get_swagger_ui_html(openapi_url="openapi.json", title=app.title)
+        page = get_swagger_ui_html(openapi_url="openapi.json", title=app.title)
+        page.headers["referrer-policy"] = "no-referrer"  # the path may hold a key
+        return page
 
     app.include_router(router)
 
