@@ -16,7 +16,9 @@ from pydicom.encaps import encapsulate, encapsulate_extended
 from pydicom.uid import UID, generate_uid
 
 WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
-UNCOMPRESSED, JPEG, JPEG_LS, JPEG_2000 = (f"1.2.840.10008.1.2{suffix}" for suffix in (".1", ".4.50", ".4.80", ".4.90"))
+IMPLICIT, UNCOMPRESSED, JPEG, JPEG_LS, JPEG_2000 = (
+    f"1.2.840.10008.1.2{suffix}" for suffix in ("", ".1", ".4.50", ".4.80", ".4.90")
+)
 BRIGHTFIELD, EPIFLUORESCENCE = "111744", "111743"
 PATIENT, ACCESSION = "Planted^Patricia", "ACC-7431"
 
@@ -46,6 +48,7 @@ class Shape:
     kind: str = "VOLUME"
     light: str = BRIGHTFIELD
     offsets: str = "basic"
+    undefined_lengths: bool = False
     label_in_image: str = "NO"
 
 
@@ -66,6 +69,11 @@ def instance(
     if shape.sparse:
         header.DimensionOrganizationType = "TILED_SPARSE"
         header.PerFrameFunctionalGroupsSequence = [_place(*places[number]) for number in part]
+        if shape.undefined_lengths:
+            header["PerFrameFunctionalGroupsSequence"].is_undefined_length = True
+            for group in header.PerFrameFunctionalGroupsSequence:
+                group.is_undefined_length_sequence_item = True
+                group["PlanePositionSlideSequence"].is_undefined_length = True
     encoded = [_encode(tiles[number], shape) for number in part]
     if UID(shape.syntax).is_encapsulated:
         header.PixelData = encapsulate(encoded, has_bot=shape.offsets == "basic")

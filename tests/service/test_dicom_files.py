@@ -15,6 +15,7 @@ import pytest
 from dicom_slides import (
     ACCESSION,
     EPIFLUORESCENCE,
+    IMPLICIT,
     JPEG,
     JPEG_2000,
     JPEG_LS,
@@ -100,6 +101,7 @@ def test_frames_that_a_converter_copied_give_the_very_pixels_of_the_original(sha
     ("shape", "loss"),
     [
         (Shape(UNCOMPRESSED), 0),
+        (Shape(IMPLICIT), 0),
         (Shape(JPEG_2000, photometric="YBR_RCT"), 0),
         (Shape(JPEG_LS), 0),
         (Shape(JPEG, photometric="YBR_FULL_422"), 3),
@@ -123,8 +125,16 @@ def test_pixels_come_back_from_every_codec_and_offset_table(
     assert np.abs(outside[:10, 20:].astype(int) - odd[-10:, :20]).mean() <= loss
 
 
-def test_tiles_that_a_sparse_image_leaves_out_are_white_and_the_rest_is_in_place(odd: Tissue, tmp_path: Path) -> None:
-    save(instance(odd, Series(), Shape(sparse=True, left_out=frozenset({0, 5}))), tmp_path / "a.dcm")
+@pytest.mark.parametrize("undefined_lengths", [False, True])
+@pytest.mark.parametrize(
+    ("syntax", "offsets"), [(UNCOMPRESSED, "basic"), (IMPLICIT, "basic"), (JPEG_LS, "basic"), (JPEG_LS, "extended")]
+)
+def test_tiles_that_a_sparse_image_leaves_out_are_white_and_the_rest_is_in_place(
+    odd: Tissue, tmp_path: Path, *, syntax: str, offsets: str, undefined_lengths: bool
+) -> None:
+    left_out = frozenset({0, 5})
+    shape = Shape(syntax, sparse=True, left_out=left_out, offsets=offsets, undefined_lengths=undefined_lengths)
+    save(instance(odd, Series(), shape), tmp_path / "a.dcm")
     expected = odd.copy()
     expected[:128, :128] = 255
     expected[128:256, 128:256] = 255

@@ -14,7 +14,6 @@ from wsisam_service.errors import UnreadableSlide
 TRANSFER_SYNTAXES = {
     "1.2.840.10008.1.2": "implicit little endian",
     "1.2.840.10008.1.2.1": "explicit little endian",
-    "1.2.840.10008.1.2.2": "explicit big endian",
     "1.2.840.10008.1.2.4.50": "JPEG baseline",
     "1.2.840.10008.1.2.4.51": "JPEG extended",
     "1.2.840.10008.1.2.4.80": "JPEG-LS lossless",
@@ -22,7 +21,7 @@ TRANSFER_SYNTAXES = {
     "1.2.840.10008.1.2.4.90": "JPEG 2000 lossless",
     "1.2.840.10008.1.2.4.91": "JPEG 2000",
 }
-"""What is decoded; samples of 8 bits have no byte order."""
+"""What is decoded."""
 
 RgbTile = npt.NDArray[np.uint8]
 

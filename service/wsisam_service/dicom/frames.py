@@ -14,7 +14,7 @@ from wsisam_service.dicom.header import BROKEN, damage_is_a_problem, transfer_sy
 from wsisam_service.errors import UnreadableSlide
 
 MAX_FRAME_BYTES = 64 << 20
-_PIXEL_DATA = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")
+_PIXEL_DATA = b"\xe0\x7f\x10\x00"
 _ITEM, _SEQUENCE_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 _ITEM_HEADER = 8
 _UNDEFINED = 0xFFFFFFFF
@@ -70,7 +70,7 @@ class PixelData:
         """Where each frame lies. Raises `UnreadableSlide`, OSError."""
         length_at = self.position + (4 if self.transfer_syntax == ImplicitVRLittleEndian else 8)
         head, data = read_at(self.position, length_at + 4 - self.position), length_at + 4
-        if head[:4] not in _PIXEL_DATA or len(head) < data - self.position:
+        if head[:4] != _PIXEL_DATA or len(head) < data - self.position:
             raise UnreadableSlide("The DICOM file has no pixel data.")
         if not UID(self.transfer_syntax).is_encapsulated:
             starts = data + np.arange(self.count, dtype=np.int64) * self.frame_bytes

@@ -19,21 +19,22 @@ from pydicom import config
 from pydicom.dataset import FileMetaDataset
 from pydicom.filereader import read_dataset
 from pydicom.tag import Tag
-from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
+from pydicom.uid import ImplicitVRLittleEndian
 
+from wsisam_service.dicom.per_frame import PER_FRAME_GROUPS, take_per_frame_groups
 from wsisam_service.errors import ServiceError, UnreadableSlide
 
 WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 """SOP class of VL Whole Slide Microscopy images."""
-_DEFLATED = "1.2.840.10008.1.2.1.99"
+_NOT_LITTLE_ENDIAN = {"1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2"}
 
 MAX_SUMMARY_BYTES = 1 << 20
-MAX_HEADER_BYTES = 256 << 20
-"""A sparse level has some 300 bytes per tile here."""
+MAX_HEADER_BYTES = 128 << 20
+"""A sparse level has some 100 to 300 bytes per tile here."""
 _PREAMBLE_BYTES = 128
 _MAGIC = b"DICM"
 
-_SERIES_UID_TAG = 0x0020000E
+_META_END, _SERIES_UID_TAG, PIXELS = 0x00030000, 0x0020000E, 0x7FE00008
 _SUMMARY_TAGS: list[Any] = [
     Tag(name) for name in ("SOPClassUID", "SOPInstanceUID", "AccessionNumber", "StudyInstanceUID", "SeriesInstanceUID")
 ]
@@ -78,7 +79,7 @@ def read_identifiers(file: IO[bytes]) -> Identifiers | None:
 
     Raises `UnreadableSlide`, OSError.
     """
-    header = _parse(file, MAX_SUMMARY_BYTES, stop_after=_SERIES_UID_TAG, tags=_SUMMARY_TAGS)
+    header = _parse(_Bounded(file, MAX_SUMMARY_BYTES), before=_SERIES_UID_TAG + 1, tags=_SUMMARY_TAGS)
     with damage_is_a_problem():
         kind = str(header.file_meta.get("MediaStorageSOPClassUID", "") or header.get("SOPClassUID", ""))
     if not kind:
@@ -96,13 +97,28 @@ def identifiers(header: pydicom.Dataset) -> Identifiers:
     return Identifiers(uids[0], uids[1], uids[2], accession)
 
 
-def read_header(file: IO[bytes]) -> tuple[pydicom.Dataset, int]:
-    """Everything before the pixel data with the file's meta group, and the position of the pixel data's element.
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What comes before the pixel data, whose element begins at `pixels_at`; the per-frame groups as raw bytes."""
 
-    Raises `UnreadableSlide`, OSError.
-    """
-    header = _parse(file, MAX_HEADER_BYTES)
-    return header, file.tell()
+    dataset: pydicom.Dataset
+    per_frame: bytes | None
+    pixels_at: int
+
+
+def read_header(file: IO[bytes]) -> Header:
+    """The header of a file, its meta group included. Raises `UnreadableSlide`, OSError."""
+    bounded = _Bounded(file, MAX_HEADER_BYTES)
+    dataset = _parse(bounded, before=PER_FRAME_GROUPS)
+    implicit = transfer_syntax(dataset) == ImplicitVRLittleEndian
+    per_frame = take_per_frame_groups(cast(Any, bounded), implicit=implicit)
+    dataset.update(_read_on(bounded, implicit=implicit, before=PIXELS))
+    return Header(dataset, per_frame, file.tell())
+
+
+def read_whole_header(file: IO[bytes]) -> pydicom.Dataset:
+    """Everything but the pixel data as one data set. Raises `UnreadableSlide`, OSError."""
+    return _parse(_Bounded(file, MAX_HEADER_BYTES), before=PIXELS)
 
 
 def transfer_syntax(header: pydicom.Dataset) -> str:
@@ -111,28 +127,30 @@ def transfer_syntax(header: pydicom.Dataset) -> str:
         return str(header.file_meta.get("TransferSyntaxUID", ImplicitVRLittleEndian))
 
 
-def _parse(
-    file: IO[bytes], max_bytes: int, *, stop_after: int = 0x7FE00007, tags: list[Any] | None = None
-) -> pydicom.Dataset:
-    bounded = cast(Any, _Bounded(file, max_bytes))
+def _parse(file: _Bounded, *, before: int, tags: list[Any] | None = None) -> pydicom.Dataset:
+    """A file's meta group, and the elements before the tag `before`, where `file` then is."""
+    if not has_magic(cast(Any, file)):
+        raise UnreadableSlide("The file is not DICOM.")
+    meta = _read_on(file, implicit=False, before=_META_END)
     with damage_is_a_problem():
-        if not has_magic(file):
-            raise UnreadableSlide("The file is not DICOM.")
-        meta = read_dataset(
-            bounded, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, *_: tag >> 16 != 2
-        )
-        syntax = str(meta.get("TransferSyntaxUID", ""))
-        if syntax == _DEFLATED:
-            raise UnreadableSlide("Deflated DICOM data sets are not read.")
-        header = read_dataset(
-            bounded,
-            is_implicit_VR=syntax == ImplicitVRLittleEndian,
-            is_little_endian=syntax != ExplicitVRBigEndian,
-            stop_when=lambda tag, *_: tag > stop_after,
-            specific_tags=tags,
-        )
+        syntax = str(meta.get("TransferSyntaxUID", ImplicitVRLittleEndian))
+    if syntax in _NOT_LITTLE_ENDIAN:
+        raise UnreadableSlide("Deflated and big endian DICOM data sets are not read.")
+    header = _read_on(file, implicit=syntax == ImplicitVRLittleEndian, before=before, tags=tags)
     header.file_meta = FileMetaDataset(meta)
     return header
+
+
+def _read_on(file: _Bounded, *, implicit: bool, before: int, tags: list[Any] | None = None) -> pydicom.Dataset:
+    """The elements from here to the tag `before`."""
+    with damage_is_a_problem():
+        return read_dataset(
+            cast(Any, file),
+            is_implicit_VR=implicit,
+            is_little_endian=True,
+            stop_when=lambda tag, *_: tag >= before,
+            specific_tags=tags,
+        )
 
 
 class _Bounded:

@@ -6,7 +6,6 @@ A header comes from a file or from a PACS; it is believed in nothing that costs 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,12 +13,13 @@ import numpy.typing as npt
 import pydicom
 
 from wsisam_service.dicom.header import damage_is_a_problem, identifiers
+from wsisam_service.dicom.per_frame import FramePlaces
 from wsisam_service.errors import NotBrightfield, UnreadableSlide
 
 MAX_TILE_PIXELS = 20_000_000
 """Pixels of one frame, which is decoded as a whole."""
 MAX_MATRIX_SIDE = 1 << 24
-MAX_FRAMES = 1 << 22
+MAX_FRAMES = 1 << 20
 
 _SHOWN = "VOLUME"
 """The only kind of image that is served. LABEL and OVERVIEW show the slide's label, THUMBNAIL may."""
@@ -32,8 +32,6 @@ _INCOMPLETE = "The DICOM header lacks what a whole slide image must say of itsel
 
 UM_PER_MM = 1000.0
 
-FramePlaces = npt.NDArray[np.float64]
-"""(frames, 3): column and row of each frame's first pixel in the whole level, from 1, and its height in µm."""
 Positions = npt.NDArray[np.int64]
 
 
@@ -72,10 +70,13 @@ def is_shown(header: pydicom.Dataset) -> bool:
         return str(kinds[2]) == _SHOWN and str(header.get("SpecimenLabelInImage", "NO")) != "YES"
 
 
+def is_full(header: pydicom.Dataset) -> bool:
+    """Whether the frames' order says where they lie (TILED_FULL)."""
+    return bool(header.get("DimensionOrganizationType") == "TILED_FULL")
+
+
 def slide_image(header: pydicom.Dataset, places: FramePlaces | None = None) -> SlideImage:
-    """`places` of a sparse image's frames where the header comes without them. Raises `UnreadableSlide`,
-    `NotBrightfield`.
-    """
+    """`places` of its frames, where its header has some. Raises `UnreadableSlide`, `NotBrightfield`."""
     with damage_is_a_problem(_INCOMPLETE):
         return _slide_image(header, places)
 
@@ -90,14 +91,11 @@ def _slide_image(header: pydicom.Dataset, places: FramePlaces | None) -> SlideIm
     count = int(header.get("NumberOfFrames") or 1)
     if not 0 < count <= MAX_FRAMES:
         raise UnreadableSlide(_INCOMPLETE)
-    every_tile = header.get("DimensionOrganizationType") == "TILED_FULL"
-    if not every_tile and places is None and "PerFrameFunctionalGroupsSequence" in header:
-        places = _places(header.PerFrameFunctionalGroupsSequence)
-    if every_tile or places is None:
-        every_tile = True
+    if places is None or is_full(header):
+        places = None
         x, y, frames = _full_grid(header, matrix, tile, count)
     else:
-        x, y, frames = _middle_plane(places, count)
+        x, y, frames = _middle_plane(places, matrix, count)
     power = _first(header, "OpticalPathSequence").get("ObjectiveLensPower")
     return SlideImage(
         sop_uid=identifiers(header).sop_uid,
@@ -108,7 +106,7 @@ def _slide_image(header: pydicom.Dataset, places: FramePlaces | None) -> SlideIm
         y=y,
         frames=frames,
         count=count,
-        every_tile=every_tile,
+        every_tile=places is None,
         mpp=_mpp(header, matrix[0]),
         origin_mm=_origin(header),
         objective_power=float(power) if power else None,
@@ -146,23 +144,16 @@ def _full_grid(
     return tiles[frames] % columns * tile[0], tiles[frames] // columns * tile[1], frames
 
 
-def _middle_plane(places: FramePlaces, count: int) -> tuple[Positions, Positions, Positions]:
+def _middle_plane(places: FramePlaces, matrix: tuple[int, int], count: int) -> tuple[Positions, Positions, Positions]:
     if len(places) != count:
         raise UnreadableSlide(_INCOMPLETE)
     planes = np.unique(places[:, 2])
     frames = np.flatnonzero(places[:, 2] == planes[len(planes) // 2])
-    x, y = (np.rint(places[frames, axis]).astype(np.int64) - 1 for axis in (0, 1))  # DICOM counts from 1
+    corners = places[frames, :2] - 1  # DICOM counts from 1
+    if not ((corners >= 0) & (corners < matrix)).all():
+        raise UnreadableSlide("The DICOM header says that frames lie outside of the image.")
+    x, y = np.rint(corners).astype(np.int64).T
     return x, y, frames
-
-
-def _places(groups: Iterable[pydicom.Dataset]) -> FramePlaces:
-    """Where the header says that each frame lies."""
-    places = []
-    for group in groups:
-        at = group.PlanePositionSlideSequence[0]
-        column, row = at.ColumnPositionInTotalImagePixelMatrix, at.RowPositionInTotalImagePixelMatrix
-        places.append((float(column), float(row), float(at.get("ZOffsetInSlideCoordinateSystem") or 0)))
-    return np.array(places, np.float64).reshape(-1, 3)
 
 
 def _mpp(header: pydicom.Dataset, columns: int) -> float | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wsisam_service.dicom.image import Positions, SlideImage, tiles_in
+from wsisam_service.dicom.image import MAX_MATRIX_SIDE, Positions, SlideImage, tiles_in
 from wsisam_service.errors import UnreadableSlide
 
 ASPECT_TOLERANCE = 0.02
@@ -69,7 +69,7 @@ def _level(matrix: tuple[int, int], downsample: tuple[float, float], images: lis
     images = [image for image in images if (image.tile, image.origin_mm) == (tile, origin)]
     x, y, frame = (np.concatenate([getattr(image, name) for image in images]) for name in ("x", "y", "frames"))
     number = np.repeat(np.arange(len(images)), [len(image.frames) for image in images])
-    _, first = np.unique(np.stack([x, y]), axis=1, return_index=True)
+    _, first = np.unique(y * MAX_MATRIX_SIDE + x, return_index=True)
     first.sort()
     if images[0].every_tile and len(first) < tiles_in(matrix, tile):
         return None

@@ -15,8 +15,17 @@ import pydicom
 
 from wsisam_service.dicom.codec import require_known
 from wsisam_service.dicom.frames import FrameTable, PixelData
-from wsisam_service.dicom.header import Identifiers, has_magic, read_header, read_identifiers, transfer_syntax
-from wsisam_service.dicom.image import is_shown, slide_image
+from wsisam_service.dicom.header import (
+    Header,
+    Identifiers,
+    has_magic,
+    read_header,
+    read_identifiers,
+    read_whole_header,
+    transfer_syntax,
+)
+from wsisam_service.dicom.image import SlideImage, is_full, is_shown, slide_image
+from wsisam_service.dicom.per_frame import frame_places
 from wsisam_service.dicom.source import DicomSource
 from wsisam_service.errors import ServiceError, UnreadableSlide
 from wsisam_service.slides.dicom_slide import DicomReader, level_uids, series_fingerprint, series_name
@@ -86,13 +95,13 @@ class DicomSeries:
     def open(self, tiles: TileCache) -> OpenedSlide:
         images, parts = [], {}
         for uid, file in sorted(self.files.items()):
-            header, position = read_header(stream(self._open(file.path)))
-            if is_shown(header):
-                require_known(transfer_syntax(header))
-                image = slide_image(header)
+            header = read_header(stream(self._open(file.path)))
+            if is_shown(header.dataset):
+                require_known(transfer_syntax(header.dataset))
+                image = _image(header)
                 images.append(image)
                 size = image.tile[0] * image.tile[1] * 3
-                parts[uid] = _Part(file, PixelData.of(header, position, image.count, size))
+                parts[uid] = _Part(file, PixelData.of(header.dataset, header.pixels_at, image.count, size))
         source = DicomSource(
             self.ids.study, self.ids.series, self.ids.accession, headers=lambda: self._headers(level_uids(images))
         )
@@ -101,9 +110,15 @@ class DicomSeries:
 
     def _headers(self, uids: Sequence[str]) -> list[pydicom.Dataset]:
         try:
-            return [read_header(stream(self._open(self.files[uid].path)))[0] for uid in uids]
+            return [read_whole_header(stream(self._open(self.files[uid].path))) for uid in uids]
         except OSError as error:
             raise UnreadableSlide("The slide's file cannot be read.") from error
+
+
+def _image(header: Header) -> SlideImage:
+    if header.per_frame is None or is_full(header.dataset):
+        return slide_image(header.dataset)
+    return slide_image(header.dataset, frame_places(header.per_frame))
 
 
 class DamagedDicom:

@@ -17,8 +17,9 @@ import pydicom
 
 from wsisam_service.dicom.codec import require_known
 from wsisam_service.dicom.header import WHOLE_SLIDE
-from wsisam_service.dicom.image import FramePlaces, SlideImage, is_shown, slide_image
+from wsisam_service.dicom.image import SlideImage, is_full, is_shown, slide_image
 from wsisam_service.dicom.pacs_settings import PacsSettings
+from wsisam_service.dicom.per_frame import NO_PLACES, FramePlaces
 from wsisam_service.dicom.source import DicomSource
 from wsisam_service.dicom.web import DicomWeb, FoundSeries, Json, is_uid, value_of
 from wsisam_service.errors import ServiceError, UnreadableSlide
@@ -33,7 +34,6 @@ LANE_THREADS, LANE_WAITING, LISTING_THREADS, FRAME_THREADS = 16, 128, 4, 32
 MAX_FRAMES_AT_ONCE = 32
 """Frames of one request: addresses stay short, and answers small."""
 _PER_FRAME, _PLANE_POSITION, _COLUMN, _ROW, _HEIGHT = "52009230", "0048021A", "0048021E", "0048021F", "0040074A"
-_FULL = "TILED_FULL"
 
 logger = logging.getLogger(__name__)
 
@@ -186,8 +186,9 @@ def _image(metadata: Json) -> SlideImage | None:
     syntax = value_of(metadata, "00083002")  # not every service tells it
     if isinstance(syntax, str):
         require_known(syntax)
-    sparse = value_of(metadata, "00209311") != _FULL and _PER_FRAME in metadata
-    return slide_image(header, _places(metadata[_PER_FRAME]) if sparse else None)
+    if _PER_FRAME not in metadata or is_full(header):
+        return slide_image(header)
+    return slide_image(header, _places(metadata[_PER_FRAME]))
 
 
 def _places(per_frame: Any) -> FramePlaces:
@@ -197,7 +198,7 @@ def _places(per_frame: Any) -> FramePlaces:
         numbers = [(value_of(at, _COLUMN), value_of(at, _ROW), value_of(at, _HEIGHT) or 0) for at in places]
         return np.array(numbers, np.float64).reshape(-1, 3)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UnreadableSlide("The DICOM header does not say where the frames lie.") from error
+        raise UnreadableSlide(NO_PLACES) from error
 
 
 def _dataset(metadata: Json) -> pydicom.Dataset:
