@@ -68,7 +68,7 @@ def _dataset(
         [image],
         annotation_coordinate_type=highdicom.ann.AnnotationCoordinateTypeValues.SCOORD,
         annotation_groups=[_group(number, group, mpp, algorithm, uid) for number, group in enumerate(groups, 1)],
-        series_instance_uid=uid_of("ANN series", image.SeriesInstanceUID, str(algorithm)),
+        series_instance_uid=uid_of("ANN series", image.SeriesInstanceUID, image.FrameOfReferenceUID, str(algorithm)),
         series_number=SERIES_NUMBER,
         sop_instance_uid=uid,
         instance_number=1,

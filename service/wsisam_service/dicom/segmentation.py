@@ -169,7 +169,7 @@ def _dataset(
         np.stack([tiles[place] for place in places]),
         kind,
         descriptions,
-        series_instance_uid=uid_of("SEG series", image.SeriesInstanceUID, str(algorithm)),
+        series_instance_uid=uid_of("SEG series", image.SeriesInstanceUID, image.FrameOfReferenceUID, str(algorithm)),
         series_number=SERIES_NUMBER,
         sop_instance_uid=uid,
         instance_number=1,
