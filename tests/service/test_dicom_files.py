@@ -8,6 +8,7 @@ import re
 import shutil
 from pathlib import Path
 
+import httpx
 import numpy as np
 import numpy.typing as npt
 import pydicom
@@ -28,11 +29,15 @@ from dicom_slides import (
     write_concatenation,
     write_slide,
 )
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from stand_ins import NumpyExecutor
 
+from wsisam_service.app import create_app
 from wsisam_service.cli import main
 from wsisam_service.errors import NotBrightfield, ServiceError, UnreadableSlide
+from wsisam_service.settings import Settings
 from wsisam_service.slides import dicom_files
 from wsisam_service.slides.catalogue import RESCAN_S, Catalogue, ListedSlide, Slide
 from wsisam_service.slides.items import DicomQuery
@@ -324,7 +329,7 @@ def test_a_length_that_lies_and_a_deflated_header_are_refused_without_reading_on
     assert isinstance(problem_of(tmp_path), UnreadableSlide)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 255)), min_size=1, max_size=12))
 def test_no_change_of_a_header_gives_anything_but_pixels_or_a_typed_problem(
     tissue: Tissue, tmp_path: Path, changes: list[tuple[int, int]]
@@ -342,3 +347,24 @@ def test_no_change_of_a_header_gives_anything_but_pixels_or_a_typed_problem(
         if one.slide is not None and max(one.slide.width, one.slide.height) < 4096:
             with contextlib.suppress(ServiceError):
                 one.slide.read_region(0, 0, 0, 64, 64)
+
+
+async def test_the_api_finds_a_slide_by_its_accession_number_and_tells_where_it_begins(
+    odd: Tissue, tmp_path: Path
+) -> None:
+    series = write_slide(tmp_path, odd)
+    app = create_app(Settings(slides=(str(tmp_path),)), Catalogue([str(tmp_path)]), NumpyExecutor())
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
+    ):
+        none = await client.get("/v1/slides", params={"accession": "another"})
+        assert none.json()["slides"] == []
+        found = await client.get("/v1/slides", params={"study": series.study, "accession": ACCESSION})
+        (slide,) = found.json()["slides"]
+        details = await client.get(f"/v1/slides/{slide['id']}")
+        assert details.json()["origin_mm"] == [11.5, 22.25]
+        assert details.json()["objective_power"] == 20
+        assert (await client.get(f"/v1/slides/{slide['id']}/thumbnail?max=64")).status_code == 200
+        told = found.text + details.text
+        assert not any(secret in told for secret in (ACCESSION, series.study, series.series, "Planted", "PID-99"))

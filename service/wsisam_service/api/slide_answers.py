@@ -9,7 +9,7 @@ from wsisam_service.api.schemas import AdaptersAnswer, ProblemAnswer
 
 class SlideAnswer(BaseModel):
     id: str
-    name: str = Field(description="The file's name without folders.")
+    name: str = Field(description="The file's name without folders; of a DICOM series an opaque one.")
     width: int = Field(description="Level-0 pixels.")
     height: int = Field(description="Level-0 pixels.")
     mpp: float | None = Field(description="µm per level-0 pixel as the file says, believable or not.")
@@ -50,6 +50,9 @@ class SlideDetailsAnswer(SlideAnswer):
     levels: list[LevelAnswer]
     bounds: BoundsAnswer | None
     objective_power: float | None
+    origin_mm: tuple[float, float] | None = Field(
+        description="Where level 0 begins in the slide's own coordinates (DICOM's total pixel matrix origin)."
+    )
     warnings: list[str]
 
 

@@ -72,6 +72,7 @@ async def show_slide(slide_id: str, services: ServicesDep) -> Response:
         "levels": [{"width": lv.width, "height": lv.height, "downsample": lv.downsample} for lv in info.levels],
         "bounds": bounds,
         "objective_power": info.objective_power,
+        "origin_mm": info.origin_mm,
         "warnings": warnings,
     }
     return json_response(_summary(slide) | details)

@@ -66,6 +66,7 @@ class DicomReader(SlideReader):
             mpp=finest.mpp,
             vendor=VENDOR,
             objective_power=finest.objective_power,
+            origin_mm=finest.origin_mm,
             dicom=source,
         )
 

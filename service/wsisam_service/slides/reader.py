@@ -36,7 +36,8 @@ class SlideInfo:
 
     `levels` finest first. `mpp` is µm per level-0 pixel as the file says, believable or not, None where it says
     nothing. `bounds` is (x, y, width, height) in level 0 of the part that was scanned, where the file names one.
-    `dicom` only for slides that are DICOM.
+    `origin_mm` is where level 0 begins in the slide's own coordinates, where the file says so; `dicom` only for slides
+    that are DICOM.
     """
 
     levels: Sequence[Level]
@@ -44,6 +45,7 @@ class SlideInfo:
     bounds: tuple[int, int, int, int] | None = None
     vendor: str | None = None
     objective_power: float | None = None
+    origin_mm: tuple[float, float] | None = None
     dicom: DicomSource | None = None
 
 
