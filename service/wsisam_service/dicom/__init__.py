@@ -1,1 +1,1 @@
-"""DICOM, in and out: headers, frames, DICOMweb. Imports no other room but `errors`, `settings` and `masks`."""
+"""DICOM, in and out: headers, frames, DICOMweb. Imports no room that knows slides."""
