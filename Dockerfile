@@ -16,7 +16,7 @@ RUN python -m venv --without-pip /opt/wsisam
 COPY pyproject.toml constraints.txt docker/requirements.py ./
 
 FROM build AS build-gateway
-RUN python requirements.py gateway > gateway.txt \
+RUN python requirements.py gateway,pacs > gateway.txt \
     && pip --python /opt/wsisam/bin/python install --requirement gateway.txt
 COPY README.md ./
 COPY model model
