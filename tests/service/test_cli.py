@@ -30,7 +30,6 @@ def slide(slides: Path) -> str:
     [
         [],
         ["dance"],
-        ["serve"],
         ["serve", "--slides", "nowhere"],
         ["serve", "--slides", "x", "--host", "0.0.0.0"],
         ["serve", "--slides", "x", "--port", "seven"],
