@@ -14,9 +14,11 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
+from joserfc.jwk import ECKey
 from stand_ins import NumpyExecutor
 
 from wsisam_service.access.identity import Identity, Role
+from wsisam_service.access.issuer import signing_keys
 from wsisam_service.access.keys import LOOK_S, KeyFile, KeyFileError, StoredKey, append_key, hash_of, new_key
 from wsisam_service.access.rules import NEEDS, need_of
 from wsisam_service.access.shares import Shares
@@ -436,3 +438,18 @@ async def test_the_description_says_what_each_operation_asks_for(house: House) -
     assert {"401", "403", "429"} <= segment["responses"].keys()
     assert "`annotator`" in segment["description"]
     assert "security" not in document["paths"]["/healthz"]["get"]
+
+
+def test_keys_of_an_issuer_that_are_of_no_use_do_not_take_the_others_along() -> None:
+    good = ECKey.generate_key("P-256", {"kid": "good"}).as_dict(private=False)
+    odd = [
+        {"kty": "EC", "kid": "good", "use": "enc", "crv": "P-256", "x": "AA", "y": "AA"},
+        {"kty": "EC", "kid": "1", "crv": "P-999", "x": "AA", "y": "AA"},
+        {"kty": "RSA", "kid": "2", "n": 5},
+        {"kty": ["RSA"], "kid": "3"},
+        {"kty": "oct", "kid": "4", "k": "AAAA"},
+        "no key",
+    ]
+    assert list(signing_keys({"keys": [*odd, good, *odd]})) == ["good"]
+    for document in ({}, {"keys": None}, {"keys": {}}):
+        assert signing_keys(document) == {}

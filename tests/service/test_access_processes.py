@@ -116,7 +116,7 @@ def test_a_runaway_script_on_20_connections_leaves_anothers_click_served(guarded
         path = f"/v1/slides/{slide}/segment"
 
         def run_away() -> None:
-            boxes = [{"box": [x, y, x + 40, y + 40]} for x in range(20, 1400, 180) for y in range(20, 900, 180)]
+            boxes = [{"box": [x, y, x + 40, y + 40]} for x in range(20, 1400, 360) for y in range(20, 900, 180)]
             with guarded.client("many") as runaway:
                 while not stop.is_set():
                     statuses.append(runaway.post(path, json={"prompts": boxes}).status_code)

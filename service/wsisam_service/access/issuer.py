@@ -7,6 +7,7 @@ issuer can be reached, and the keys are renewed behind their backs.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import logging
 import time
@@ -33,7 +34,7 @@ ASK_AGAIN_S = 10.0
 """Between questions, so that made-up key ids cannot make us flood the issuer."""
 MAX_BYTES = 1 << 20
 _DISCOVERY = "/.well-known/openid-configuration"
-_KEY_TYPES: Mapping[Any, type[RSAKey] | type[ECKey]] = {"RSA": RSAKey, "EC": ECKey}
+_KEY_TYPES: Mapping[str, type[RSAKey] | type[ECKey]] = {"RSA": RSAKey, "EC": ECKey}
 
 logger = logging.getLogger(__name__)
 
@@ -116,9 +117,7 @@ class Issuer:
         address = described.get("jwks_uri")
         if not isinstance(address, str) or not _private(address):
             raise _Unusable("its jwks_uri is not https")
-        listed = (await self._document(address)).get("keys")
-        found = [_signing_key(one) for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
-        return {key_id: key for key_id, key in found if key is not None}
+        return signing_keys(await self._document(address))
 
     async def _document(self, url: str) -> dict[str, Any]:
         content = b""
@@ -138,15 +137,16 @@ class Issuer:
         return document
 
 
-def _signing_key(jwk: dict[str, Any]) -> tuple[str, SigningKey | None]:
-    """Id and key; None for what is not for signatures or of no use to us."""
-    kind = _KEY_TYPES.get(jwk.get("kty"))
-    if kind is None or jwk.get("use", "sig") != "sig":
-        return "", None
-    try:
-        return str(jwk.get("kid", "")), kind.import_key(jwk)
-    except (JoseError, ValueError, TypeError):
-        return "", None
+def signing_keys(document: Mapping[str, Any]) -> dict[str, SigningKey]:
+    """The keys of a JWK set by their ids; those that are not for signatures, or of no use to us, are left out."""
+    found: dict[str, SigningKey] = {}
+    listed = document.get("keys")
+    for jwk in listed if isinstance(listed, list) else []:
+        kind = _KEY_TYPES.get(str(jwk.get("kty"))) if isinstance(jwk, dict) else None
+        if kind is not None and jwk.get("use", "sig") == "sig":
+            with contextlib.suppress(JoseError, ValueError, TypeError, LookupError):  # a curve that nobody knows here
+                found[str(jwk.get("kid", ""))] = kind.import_key(jwk)
+    return found
 
 
 def _private(url: str) -> bool:
