@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import json
 import logging
 import tracemalloc
 import warnings
@@ -289,6 +290,7 @@ def test_features_keep_what_qupath_says_of_them() -> None:
         {"type": "Polygon", "coordinates": [[["a", 0], [9, 0], [9, 9], [0, 0]]]},
         {"type": "Polygon", "coordinates": "x"},
         {"type": "GeometryCollection", "geometries": []},
+        {"type": "Polygon", "coordinates": [[[0, 0], [1e300, 0], [9, 9e12], [0, 0]]]},
         [[]],
         7,
     ],
@@ -296,6 +298,22 @@ def test_features_keep_what_qupath_says_of_them() -> None:
 def test_a_feature_that_is_no_area_is_refused_by_its_number(geometry: Any) -> None:
     with pytest.raises(InvalidRequest, match=r"features\[1\]"):
         outlines_of_collection({"type": "FeatureCollection", "features": [FEATURE, FEATURE | {"geometry": geometry}]})
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [{"type": "Polygon", "coordinates": [[[10**30, 0], [9, 0], [9, 9], [0, 0]]]}, json.loads("[" * 400 + "]" * 400)],
+)
+def test_geometry_that_is_no_json_of_others_is_refused(geometry: Any) -> None:
+    with pytest.raises(InvalidRequest):
+        outlines_of_collection({"type": "FeatureCollection", "features": [FEATURE | {"geometry": geometry}]})
+
+
+def test_classes_are_bounded_and_their_names_are_made_to_fit(headers: list[pydicom.Dataset]) -> None:
+    with pytest.raises(InvalidRequest, match="classes"):
+        made(headers, [Outline(DISC, f"class {number}") for number in range(256)])
+    odd = made(headers, [Outline(DISC, "a\\b\n" + "x" * 99)])
+    assert pydicom.dcmread(io.BytesIO(odd.content)).SegmentSequence[0].SegmentLabel == "a/b" + "x" * 61
 
 
 def test_outlines_end_at_the_slides_border(headers: list[pydicom.Dataset]) -> None:

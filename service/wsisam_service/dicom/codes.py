@@ -73,7 +73,8 @@ def coded_class(name: str | None, table: CodeTable) -> CodedClass:
 
     A derived class ("Tumor: Positive") that is not listed itself means its first part.
     """
-    label = (name or NO_CLASS).replace("\\", "/").strip()[:MAX_LABEL] or NO_CLASS
+    shown = "".join(c for c in name or "" if c.isprintable())
+    label = shown.replace("\\", "/").strip()[:MAX_LABEL] or NO_CLASS
     known = {key.casefold(): codes for key, codes in {**DEFAULT_CODES, **table}.items()}
     for candidate in (label, label.partition(":")[0]):
         if found := known.get(candidate.strip().casefold()):

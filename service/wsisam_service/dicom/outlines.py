@@ -16,6 +16,8 @@ from wsisam_service.masks.geojson import Area, polygons_of
 
 MAX_OUTLINES = 10_000
 MAX_VERTICES = 1_000_000
+FARTHEST = 2.0**31
+"""Pixels from the slide's corner, in any direction."""
 PREDICTED_IOU = "Predicted IoU"
 """The measurement's name in the Features that this service writes."""
 
@@ -46,7 +48,10 @@ def outlines_of_collection(collection: Mapping[str, Any]) -> list[Outline]:
         raise InvalidRequest(f"one object holds at most {MAX_OUTLINES} features")
     if not all(isinstance(feature, dict) and feature.get("type") == "Feature" for feature in features):
         raise InvalidRequest("geojson.features has something that is no Feature")
-    texts = [orjson.dumps(feature.get("geometry")).decode() for feature in features]
+    try:
+        texts = [orjson.dumps(feature.get("geometry")).decode() for feature in features]
+    except TypeError as error:  # numbers beyond 64 bits, or too deep
+        raise InvalidRequest("geojson has a geometry that is none") from error
     areas = shapely.from_geojson(texts, on_invalid="ignore").tolist()
     outlines = [
         _outline(number, feature, area) for number, (feature, area) in enumerate(zip(features, areas, strict=True))
@@ -78,13 +83,16 @@ def _outline(number: int, feature: Mapping[str, Any], area: shapely.Geometry | N
         raise InvalidRequest(f"geojson.features[{number}]: the geometry is a Polygon or MultiPolygon")
     if area.has_z or not area.is_valid:
         raise InvalidRequest(f"geojson.features[{number}]: the outline crosses itself or is not flat")
+    if max(map(abs, area.bounds)) > FARTHEST:
+        raise InvalidRequest(f"geojson.features[{number}]: no slide reaches as far")
     properties = _member(feature, "properties")
     metadata = _member(properties, "metadata")
     mpp = _number(metadata.get("mpp"))
+    iou = _number(_member(properties, "measurements").get(PREDICTED_IOU))
     return Outline(
         area,
         label=class_name(properties.get("classification")),
-        predicted_iou=_number(_member(properties, "measurements").get(PREDICTED_IOU)),
+        predicted_iou=iou if iou is not None and 0 <= iou <= 1 else None,
         mpp=mpp if mpp is not None and mpp > 0 else None,
         model=_text(metadata.get("model")),
         adapters=_text(metadata.get("adapters")),

@@ -18,6 +18,9 @@ from wsisam_service.errors import InvalidRequest
 if TYPE_CHECKING:
     import pydicom
 
+MAX_CLASSES = 255
+"""Of one object: segments are numbered in a byte while they are drawn."""
+
 ResultKind = Literal["seg", "ann"]
 
 
@@ -62,6 +65,8 @@ def make_result(
     level = _level(slide, outlines, options)
     inside = within_slide(outlines, slide.width, slide.height)
     classes = _by_class(inside, codes)
+    if len(classes) > MAX_CLASSES:
+        raise InvalidRequest(f"one object holds at most {MAX_CLASSES} classes")
     if options.kind == "ann":
         groups = [Group(coded, [Annotated(o.area, o.predicted_iou) for o in some]) for coded, some in classes.items()]
         return annotation_object(headers[0], slide.mpp, groups, algorithm)

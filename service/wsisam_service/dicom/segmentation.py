@@ -9,7 +9,7 @@ import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +34,7 @@ SERIES_NUMBER = 9001
 MAX_TILE_SIDE, TILE_SIDE = 1024, 512
 """Larger tiles of a source are not taken over; what its own tiles are then."""
 
-Tile = npt.NDArray[np.unsignedinteger[Any]]
+Tile = npt.NDArray[np.uint8]
 """Segment numbers (rows, columns) of one tile, 0 for none; or, where segments overlap, 0 and 1 (rows, columns, S)."""
 Place = tuple[int, int]
 """Row and column of a tile's first pixel in the level's pixel matrix, from 0."""
@@ -105,7 +105,7 @@ def _drawn(segments: Sequence[Segment], grid: Grid, kind: SegmentationType) -> d
 def _draw(segments: Sequence[Segment], grid: Grid, *, stacked: bool) -> dict[Place, Tile]:
     shape = (grid.tile_rows, grid.tile_columns, len(segments))[: 3 if stacked else 2]
     # Where segments overlap, highdicom sums over them in 64 bits.
-    pixel_bytes = len(segments) + 8 if stacked else 1 if len(segments) < 256 else 2
+    pixel_bytes = len(segments) + 8 if stacked else 1
     most = max(1, MAX_BYTES // (grid.tile_rows * grid.tile_columns * pixel_bytes))
     tiles: dict[Place, Tile] = {}
     for number, segment in enumerate(segments, 1):
@@ -113,7 +113,7 @@ def _draw(segments: Sequence[Segment], grid: Grid, *, stacked: bool) -> dict[Pla
             if place not in tiles:
                 if len(tiles) == most:
                     raise InvalidRequest(f"the outlines need more than {most} tiles at this level; give a coarser one")
-                tiles[place] = np.zeros(shape, np.uint16 if pixel_bytes == 2 else np.uint8)
+                tiles[place] = np.zeros(shape, np.uint8)
             region = tiles[place][window]
             if stacked:
                 region[mask, number - 1] = 1

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import shapely
@@ -66,7 +68,7 @@ class Results:
         self._segmenter = segmenter
         self._executor = executor
         self._codes = codes
-        self._making = asyncio.Semaphore(OBJECTS_AT_ONCE)
+        self._threads = ThreadPoolExecutor(OBJECTS_AT_ONCE, thread_name_prefix="dicom-results")
 
     async def of_request(self, slide: Slide, request: ResultRequest) -> DicomResult:
         """Raises what `dicom.results.make_result` and `DicomSource.headers` raise, `NoDicomSource`, `RefineExpired` and
@@ -125,16 +127,16 @@ class Results:
     ) -> DicomResult:
         source = check_dicom(slide)
         headers = await slide.lane.run(source.headers)  # before anybody's turn is taken: a PACS may be slow
-        async with self._making:
-            return await asyncio.to_thread(
-                make_result,
-                headers,
-                _geometry(slide),
-                outlines,
-                algorithm=algorithm,
-                options=options,
-                codes=self._codes,
-            )
+        make = partial(
+            make_result,
+            headers,
+            _geometry(slide),
+            outlines,
+            algorithm=algorithm,
+            options=options,
+            codes=self._codes,
+        )
+        return await asyncio.get_running_loop().run_in_executor(self._threads, make)
 
 
 def check_dicom(slide: Slide) -> DicomSource:
