@@ -138,7 +138,7 @@ class PacsServer:
         elif names == ["series"]:
             self._search(request)
         elif names[-1] == "metadata":
-            found = [json.loads(_metadata(one)) for one in self.datasets if one.SeriesInstanceUID == names[3]]
+            found = [json.loads(metadata_of(one)) for one in self.datasets if one.SeriesInstanceUID == names[3]]
             request.answer(200 if found else 404, json.dumps(found).encode())
         elif names[-2] == "frames":
             self._frames(request, names)
@@ -178,7 +178,8 @@ def stored_frames(dataset: pydicom.Dataset) -> list[bytes]:
     return [dataset.PixelData[n * length : (n + 1) * length] for n in range(count)]
 
 
-def _metadata(dataset: pydicom.Dataset) -> str:
+def metadata_of(dataset: pydicom.Dataset) -> str:
+    """An instance's header in the DICOM JSON model."""
     header = pydicom.Dataset()
     header.update(dataset)
     for name in ("PixelData", "ExtendedOffsetTable", "ExtendedOffsetTableLengths"):

@@ -71,8 +71,9 @@ def is_shown(header: pydicom.Dataset) -> bool:
 
 
 def is_full(header: pydicom.Dataset) -> bool:
-    """Whether the frames' order says where they lie (TILED_FULL)."""
-    return bool(header.get("DimensionOrganizationType") == "TILED_FULL")
+    """Whether the frames' order says where they lie (TILED_FULL). Raises `UnreadableSlide`."""
+    with damage_is_a_problem():
+        return bool(header.get("DimensionOrganizationType") == "TILED_FULL")
 
 
 def slide_image(header: pydicom.Dataset, places: FramePlaces | None = None) -> SlideImage:

@@ -22,9 +22,8 @@ NO_PLACES = "The DICOM header does not say where the frames lie."
 _TAG = struct.pack("<HH", PER_FRAME_GROUPS >> 16, PER_FRAME_GROUPS & 0xFFFF)
 _UNDEFINED = 0xFFFFFFFF
 _CHUNK = 1 << 20
-_LONGEST_END = 8
-_END = re.compile(rb"\xe0\x7f[\x01\x10]\x00(?:O[BVW]\0\0|....)", re.DOTALL)
-"""The first element of the pixel data's group."""
+_END = re.compile(rb"\xe0\x7f[\x01\x10]\x00")
+"""Tag of the first element of the pixel data's group."""
 _COLUMN, _ROW = (
     re.compile(rb"\x48\x00" + element + rb"\x02(?:SL\x04\x00|\x04\x00\x00\x00)(.{4})", re.DOTALL)
     for element in (rb"\x1e", rb"\x1f")
@@ -46,7 +45,7 @@ def take_per_frame_groups(file: IO[bytes], *, implicit: bool) -> bytes | None:
         return file.read(length)
     groups = bytearray()
     while chunk := file.read(_CHUNK):
-        searched = max(0, len(groups) - _LONGEST_END)
+        searched = max(0, len(groups) - len(_TAG) + 1)
         groups += chunk
         if end := _END.search(groups, searched):
             file.seek(start + len(head) + end.start())

@@ -6,6 +6,7 @@ A PACS may hang. So nothing here waits for one but the calls that read a slide o
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +34,8 @@ AFTER_FAILURE_S = 2.0
 LANE_THREADS, LANE_WAITING, LISTING_THREADS, FRAME_THREADS = 16, 128, 4, 32
 MAX_FRAMES_AT_ONCE = 32
 """Frames of one request: addresses stay short, and answers small."""
+FRAMES_WORTH_A_REQUEST = 4
+"""Fewer are not divided among several requests: each costs the PACS some milliseconds."""
 _PER_FRAME, _PLANE_POSITION, _COLUMN, _ROW, _HEIGHT = "52009230", "0048021A", "0048021E", "0048021F", "0040074A"
 
 logger = logging.getLogger(__name__)
@@ -132,7 +135,7 @@ class PacsSeries:
 
     def open(self, tiles: TileCache) -> OpenedSlide:
         instances = self._instances()
-        images = [image for image in map(_image, instances.values()) if image is not None]
+        images = [image for image in map(image_of_metadata, instances.values()) if image is not None]
         source = DicomSource(
             self.ids.study,
             self.ids.series,
@@ -171,14 +174,15 @@ class _WebFrames:
         self._bytes = {image.sop_uid: image.tile[0] * image.tile[1] * 3 for image in images}
 
     def calls(self, count: int) -> int:
-        return max(-(-count // MAX_FRAMES_AT_ONCE), min(count, self._root.connections))
+        side_by_side = min(math.ceil(count / FRAMES_WORTH_A_REQUEST), self._root.connections)
+        return max(math.ceil(count / MAX_FRAMES_AT_ONCE), side_by_side)
 
     def frames(self, sop_uid: str, numbers: Sequence[int]) -> list[bytes]:
         instance = (self._ids.study, self._ids.series, sop_uid)
         return self._root.web.frames(instance, numbers, self._bytes[sop_uid])
 
 
-def _image(metadata: Json) -> SlideImage | None:
+def image_of_metadata(metadata: Json) -> SlideImage | None:
     """None for an image that may not be shown. Raises `UnreadableSlide`, `NotBrightfield`."""
     header = _dataset({tag: element for tag, element in metadata.items() if tag != _PER_FRAME})
     if not is_shown(header):
