@@ -6,10 +6,14 @@ SLIDE ?=
 BOXES ?=
 PAGE := service/wsisam_service/page/index.html
 
-.PHONY: demo test check pytest page bench clean
+.PHONY: demo pacs-demo test check pytest page bench clean
 
 demo: $(VENV)/installed page
 	$(BIN)/python demo/demo.py --out out/demo $(if $(SLIDE),--slide "$(SLIDE)") $(if $(BOXES),--boxes "$(BOXES)")
+
+# A real PACS beside it: needs Debian's orthanc and orthanc-dicomweb, and libturbojpeg0 for the converter.
+pacs-demo: $(VENV)/installed
+	$(BIN)/python demo/pacs_demo.py --out out/pacs-demo
 
 test: check pytest
 

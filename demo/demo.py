@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +46,12 @@ def make_ihc_slide(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def running_service(slides: Path, log: Path) -> Iterator[str]:
+def running_service(roots: Sequence[str], log: Path) -> Iterator[str]:
     """`wsisam serve` on a free port; yields its URL once it is ready and stops it at the end."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "wsisam_service.cli", "serve", "--slides", str(slides), "--port", str(port)]
+    command = [sys.executable, "-m", "wsisam_service.cli", "serve", "--slides", *roots, "--port", str(port)]
     url = f"http://127.0.0.1:{port}"
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=os.environ)
@@ -137,7 +137,10 @@ def main() -> None:
         make_ihc_slide(slides)
 
     start = time.perf_counter()
-    with running_service(slides, options.out / "service.log") as url, httpx.Client(base_url=url, timeout=120) as client:
+    with (
+        running_service([str(slides)], options.out / "service.log") as url,
+        httpx.Client(base_url=url, timeout=120) as client,
+    ):
         info = client.get("/v1/info").raise_for_status().json()
         print(f"service ready after {time.perf_counter() - start:.1f} s at {url}")
         print(f"engine {info['engine']}, device {info['device']}, precision {info['precision']}")
