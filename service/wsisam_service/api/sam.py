@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from wsisam_model.config import model_config
 from wsisam_service.api.answers import server_timing
@@ -78,7 +78,9 @@ ExtensionDep = Annotated[Extension, Depends(extension_of)]
 Endpoint = Callable[..., Coroutine[Any, Any, Response]]
 
 
-def route(method: str, word: str, summary: str) -> Callable[[Endpoint], Endpoint]:
+def route(
+    method: str, word: str, summary: str, response_class: type[Response] = JSONResponse
+) -> Callable[[Endpoint], Endpoint]:
     """`word` under /sam, with and without the last slash, and glued to it as old versions do when a user forgets the
     slash in the server's URL.
     """
@@ -86,7 +88,14 @@ def route(method: str, word: str, summary: str) -> Callable[[Endpoint], Endpoint
     def add(endpoint: Endpoint) -> Endpoint:
         paths = [f"{PREFIX}/{word}/", f"{PREFIX}/{word}", f"{PREFIX}{word}/"] if word else [f"{PREFIX}/", PREFIX]
         for path in paths:
-            router.add_api_route(path, endpoint, methods=[method], summary=summary, include_in_schema=path == paths[0])
+            router.add_api_route(
+                path,
+                endpoint,
+                methods=[method],
+                summary=summary,
+                response_class=response_class,
+                include_in_schema=path == paths[0],
+            )
         return endpoint
 
     return add
@@ -147,7 +156,7 @@ async def list_weights(services: ServicesDep, extension: ExtensionDep, type: str
     return json_response(weights_list(type, names, services.settings.model))
 
 
-@route("POST", "weights", "Register weights")
+@route("POST", "weights", "Register weights", PlainTextResponse)
 async def register_weights(
     request: Request,
     services: ServicesDep,
@@ -159,7 +168,7 @@ async def register_weights(
     return PlainTextResponse(await unless_client_gone(request, work))
 
 
-@route("GET", "weights/cancel", "Cancel the registration that runs")
+@route("GET", "weights/cancel", "Cancel the registration that runs", PlainTextResponse)
 async def cancel_registration(extension: ExtensionDep) -> PlainTextResponse:
     return PlainTextResponse(extension.register.cancel())
 
@@ -170,7 +179,7 @@ async def show_progress(extension: ExtensionDep) -> Response:
     return json_response(extension.register.progress)
 
 
-@route("GET", "version", "Version")
+@route("GET", "version", "Version", PlainTextResponse)
 async def show_version() -> PlainTextResponse:
     return PlainTextResponse(f"{SAMAPI_VERSION}+wsi-sam.{version('wsisam')}")
 

@@ -40,6 +40,19 @@ def require_known(transfer_syntax: str) -> None:
         raise UnreadableSlide(_UNKNOWN)
 
 
+def codestream_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) as a JPEG, JPEG-LS or JPEG 2000 stream tells them; None for what is neither, or does not tell."""
+    try:
+        if data.startswith(_SOI):
+            return _jpeg_head(data)[1][:2]
+        if data.startswith(_JPEG_2000):
+            right, bottom, left, top = struct.unpack_from(">IIII", data, 8)
+            return right - left, bottom - top
+    except (UnreadableSlide, struct.error):
+        pass
+    return None
+
+
 def decode_frame(data: bytes, tile: tuple[int, int], photometric: str, *, planar: bool = False) -> RgbTile:
     """One frame of size `tile` (width, height): uint8 (height, width, 3). Raises `UnreadableSlide`.
 

@@ -24,6 +24,7 @@ import numpy.typing as npt
 import tifffile
 from tiffslide import TiffSlide
 
+from wsisam_service.dicom.codec import codestream_size
 from wsisam_service.errors import NotBrightfield, ServiceError, UnreadableSlide
 from wsisam_service.slides.reader import Level, RgbImage, SlideInfo, SlideReader
 from wsisam_service.slides.source import ByteSource, stream
@@ -34,6 +35,7 @@ warnings.filterwarnings("ignore", message=".*metadata parsing only partially imp
 
 _BROKEN = "The slide's file is damaged or not a TIFF that this service reads."
 _ENDS_EARLY = "The slide's file ends early: a part of its image is missing."
+_DAMAGED = "A part of the slide's image is damaged."
 _FLUORESCENCE = "The slide is a fluorescence image; this service outlines objects in brightfield slides."
 _NOT_RGB = "The slide is not 8-bit RGB; this service outlines objects in brightfield slides."
 
@@ -42,6 +44,11 @@ _NDPI_FILTER_SET, _NDPI_EMISSION_WAVELENGTH = 65434, 65451
 _JPEG_COMPRESSIONS = (6, 7, 33007, 34892)
 _APERIO_J2K_YCBCR = 33003
 """Aperio's JPEG 2000 in YCbCr, which the codestream itself does not say."""
+
+_MOST_OVERLAP = 2
+"""A codestream has its tile's size, or a little more where an encoder fills up its blocks."""
+MAX_TILE_PIXELS = 100_000_000
+"""Pixels of one tile or strip, which is decoded as a whole."""
 
 _DECODERS = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="tiles")
 """Codecs work without the GIL; the tiles of one region are decoded side by side."""
@@ -140,11 +147,15 @@ class _TilePixels:
             data = self._source.read_at(layout.offsets[index], length)
             if len(data) < length:
                 raise UnreadableSlide(_ENDS_EARLY)
+            # A codec makes room for what the stream says, whatever the file says of its tiles.
+            width, height = codestream_size(data) or (0, 0)
+            if width * height > _MOST_OVERLAP * layout.tile_width * layout.tile_height:
+                raise UnreadableSlide(_DAMAGED)
             tile, _, _ = layout.decode(data, index, **layout.options)
         except ServiceError:
             raise
         except Exception as error:  # each codec has errors of its own
-            raise UnreadableSlide("A part of the slide's image is damaged.") from error
+            raise UnreadableSlide(_DAMAGED) from error
         assert tile is not None
         return _rgb(tile[0], ycbcr=layout.ycbcr)
 
@@ -173,6 +184,11 @@ class _MosaicPixels:
 def _pixels_of(
     slide: _LevelFrameSlide, series: tifffile.TiffPageSeries, source: ByteSource, tiles: TileCache
 ) -> _TilePixels | _MosaicPixels:
+    for level in series.levels:
+        key = level.keyframe
+        side = key.tilewidth * key.tilelength if key.is_tiled else key.imagewidth * key.rowsperstrip
+        if side > MAX_TILE_PIXELS:
+            raise UnreadableSlide(f"The slide's tiles have more than {MAX_TILE_PIXELS} pixels.")
     composed = "tiffslide.series-composition" in slide.properties
     if composed or series.axes != "YXS" or any(len(level.pages) != 1 for level in series.levels):
         return _MosaicPixels(slide)
