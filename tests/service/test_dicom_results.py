@@ -225,6 +225,14 @@ def test_a_bare_anonymised_slide_gives_objects_without_further_faults(
     assert faults(result.content, tmp_path) <= faults(written(plain_segmentation(headers[0])), tmp_path)
 
 
+def test_a_sparse_slide_gives_objects_like_a_full_one(headers: list[pydicom.Dataset]) -> None:
+    sparse = copy.deepcopy(headers[0])
+    sparse.DimensionOrganizationType = "TILED_SPARSE"
+    sparse.PerFrameFunctionalGroupsSequence = [pydicom.Dataset() for _ in range(int(sparse.NumberOfFrames))]
+    assert np.array_equal(read_segments(made([sparse], level=0).content)[..., 1], inside(ISLANDS))
+    assert len(sparse.PerFrameFunctionalGroupsSequence) == sparse.NumberOfFrames
+
+
 def test_a_whole_slide_is_never_drawn_at_once(headers: list[pydicom.Dataset]) -> None:
     huge = copy.deepcopy(headers[0])
     huge.TotalPixelMatrixColumns = huge.TotalPixelMatrixRows = 400_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -196,6 +197,14 @@ async def test_a_slide_that_is_not_dicom_says_so(client: httpx.AsyncClient, slid
         await client.post(f"{path}/results", json={"kind": "seg", "geojson": collection(SQUARE)}),
     ):
         assert type_of(answer) == (422, "no-dicom-source")
+
+
+async def test_a_server_that_cannot_write_dicom_says_so(
+    pacs: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "highdicom", None)
+    answer = await pacs.post("results", json={"kind": "seg", "geojson": collection(SQUARE)})
+    assert type_of(answer) == (501, "not-supported")
 
 
 async def test_trouble_of_the_pacs_is_told(pacs: httpx.AsyncClient, slide: tuple[Catalogue, Slide]) -> None:
