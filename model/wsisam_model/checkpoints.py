@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from wsisam_model.adapters import Adapter, Adapters
@@ -133,7 +133,8 @@ def save_adapters(
     contiguous = {key: tensor.detach().cpu().float().contiguous() for key, tensor in state.items()}
     date = datetime.now(UTC).date().isoformat()
     values = (ADAPTER_FORMAT, model, base_sha256, data, licence, date)
-    save_file(contiguous, path, metadata=dict(zip(_METADATA, values, strict=True)))
+    # Not by save_file, whose files only their owner may read.
+    path.write_bytes(save(contiguous, metadata=dict(zip(_METADATA, values, strict=True))))
 
 
 def _load_single(path: Path, config: ModelConfig, base: BaseWeights) -> AdapterWeights:
