@@ -672,7 +672,7 @@ export interface components {
             readonly mpp: number | null;
             /**
              * Name
-             * @description The file's name without folders.
+             * @description The file's name without folders; of a DICOM series an opaque one.
              */
             readonly name: string;
             /** Vendor */
@@ -704,11 +704,19 @@ export interface components {
             readonly mpp: number | null;
             /**
              * Name
-             * @description The file's name without folders.
+             * @description The file's name without folders; of a DICOM series an opaque one.
              */
             readonly name: string;
             /** Objective Power */
             readonly objective_power: number | null;
+            /**
+             * Origin Mm
+             * @description Where level 0 begins in the slide's own coordinates (DICOM's total pixel matrix origin).
+             */
+            readonly origin_mm: readonly [
+                number,
+                number
+            ] | null;
             /** Vendor */
             readonly vendor: string | null;
             /** Warnings */
