@@ -298,6 +298,14 @@ def test_damaged_files_are_one_problem_each_and_break_no_other_slide(odd: Tissue
     assert [type(one.problem) for one in found if one.problem] == [UnreadableSlide] * 3
 
 
+def test_objects_of_other_kinds_beside_a_slide_are_no_slides(odd: Tissue, tmp_path: Path) -> None:
+    series = write_slide(tmp_path, odd, levels=1)
+    other = instance(odd, series)
+    other.SOPClassUID = "1.2.840.10008.5.1.4.1.1.66.4"  # a segmentation
+    save(other, tmp_path / "segmentation.dcm")
+    assert len(only(tmp_path).info.levels) == 1
+
+
 def test_pixels_that_a_file_lacks_are_an_unreadable_slide_when_read(odd: Tissue, tmp_path: Path) -> None:
     write_slide(tmp_path, odd, shape=Shape(JPEG), levels=1)
     path = tmp_path / "0.dcm"

@@ -43,10 +43,11 @@ from wsisam_service.app import create_app
 from wsisam_service.dicom import web
 from wsisam_service.dicom.pacs_settings import PacsSettings
 from wsisam_service.dicom.web import DicomWeb
-from wsisam_service.errors import NotSupported, PacsUnavailable, ServiceError, UnknownSlide, UnreadableSlide
+from wsisam_service.errors import NotSupported, Overloaded, PacsUnavailable, ServiceError, UnknownSlide, UnreadableSlide
 from wsisam_service.settings import Settings, SettingsError, load_settings
 from wsisam_service.slides.catalogue import Catalogue, Slide
 from wsisam_service.slides.items import DicomQuery
+from wsisam_service.slides.lanes import BoundedLane
 from wsisam_service.slides.pacs import image_of_metadata
 from wsisam_service.slides.pixels import read_rectangle
 from wsisam_service.slides.write import write_pyramid
@@ -413,6 +414,30 @@ def _read_again(slide: Slide) -> bool:
     except PacsUnavailable:
         return False
     return True
+
+
+def test_a_pacs_that_stumbles_is_asked_again(pacs: PacsServer, tissue: Tissue) -> None:
+    pacs.datasets += pyramid(tissue, levels=1)
+    answers = iter([lambda request: request.answer(503), lambda request: request.connection.close(), pacs.serve])
+
+    def stumble(request: Handler) -> None:
+        next(answers)(request)
+
+    pacs.fault = stumble
+    assert len(DicomWeb(access(pacs)).search({}, 10)) == 1
+    assert len(pacs.asked) == 3
+
+
+async def test_a_lane_that_is_full_refuses_more_at_once_and_takes_work_again_later() -> None:
+    lane = BoundedLane("test", threads=1, waiting=2, listing=1)
+    gate = threading.Event()
+    waiting = [asyncio.create_task(lane.run(gate.wait)) for _ in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded):
+        await lane.run(gate.wait)
+    gate.set()
+    assert await asyncio.gather(*waiting) == [True, True]
+    assert await lane.run(gate.wait)
 
 
 def test_an_unknown_id_is_unknown_only_once_every_pacs_has_answered(pacs: PacsServer) -> None:

@@ -63,6 +63,7 @@ class PacsRoot:
         self._clock = clock
         self._series: dict[str, PacsSeries] = {}
         self._times_listed = 0
+        self._listing_failed = False
         self._asked_s: float | None = None
         self._refreshing: Future[None] | None = None
         self._refreshes = ThreadPoolExecutor(1, thread_name_prefix="pacs-refresh")
@@ -70,7 +71,8 @@ class PacsRoot:
 
     @property
     def answers(self) -> bool:
-        return self.web.answers
+        """Whether the last question was answered, and the last listing told something."""
+        return self.web.answers and not self._listing_failed
 
     @property
     def refreshing(self) -> Future[None] | None:
@@ -101,18 +103,17 @@ class PacsRoot:
         return self._series.get(uid)
 
     def _list(self) -> None:
-        before = self.answers
         try:
             found = self.web.search(self._settings.filters, self._settings.max_series)
-        except ServiceError:
-            if before:
-                logger.warning("a PACS does not answer; what is known of its slides stays")
-            return
         except Exception as error:  # its text may quote the answer
-            logger.error("listing a PACS failed", extra={"error": type(error).__name__})
+            said = error.detail if isinstance(error, ServiceError) else type(error).__name__
+            if not self._listing_failed:
+                logger.warning("a PACS cannot be listed; what is known of its slides stays", extra={"problem": said})
+            self._listing_failed = True
             return
-        if not before:
-            logger.warning("the PACS answers again")
+        if self._listing_failed:
+            logger.warning("the PACS can be listed again")
+        self._listing_failed = False
         self._series = {one.series: PacsSeries(self, one) for one in found}
         self._times_listed += 1
         self.listed = True
