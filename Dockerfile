@@ -16,8 +16,8 @@ RUN python -m venv --without-pip /opt/wsisam
 COPY pyproject.toml constraints.txt docker/requirements.py ./
 
 FROM build AS build-gateway
-RUN python requirements.py gateway,pacs > gateway.txt \
-    && pip --python /opt/wsisam/bin/python install --requirement gateway.txt
+COPY docker/gateway.lock ./
+RUN pip --python /opt/wsisam/bin/python install --require-hashes --requirement gateway.lock
 COPY README.md ./
 COPY model model
 COPY service service
@@ -27,9 +27,15 @@ RUN pip --python /opt/wsisam/bin/python install --no-deps .
 FROM build AS build-worker
 ARG EXTRAS=worker
 ARG CPU_INDEX=
-RUN python requirements.py "${EXTRAS}" > worker.txt \
-    && pip --python /opt/wsisam/bin/python install ${CPU_INDEX:+--extra-index-url "${CPU_INDEX}"} \
-        --constraint constraints.txt --requirement worker.txt
+COPY docker/worker.lock ./
+# The lock is of the CUDA worker; one with other extras, or torch from elsewhere, is pinned by constraints.txt alone.
+RUN if [ "${EXTRAS}${CPU_INDEX}" = worker ]; then \
+        pip --python /opt/wsisam/bin/python install --require-hashes --requirement worker.lock; \
+    else \
+        python requirements.py "${EXTRAS}" > worker.txt \
+        && pip --python /opt/wsisam/bin/python install ${CPU_INDEX:+--extra-index-url "${CPU_INDEX}"} \
+            --constraint constraints.txt --requirement worker.txt; \
+    fi
 COPY README.md ./
 COPY model model
 COPY service service

@@ -6,7 +6,7 @@ SLIDE ?=
 BOXES ?=
 PAGE := service/wsisam_service/page/index.html
 
-.PHONY: demo pacs-demo test check pytest page bench clean
+.PHONY: demo pacs-demo test check pytest page bench lock sbom licenses audit clean
 
 demo: $(VENV)/installed page
 	$(BIN)/python demo/demo.py --out out/demo $(if $(SLIDE),--slide "$(SLIDE)") $(if $(BOXES),--boxes "$(BOXES)")
@@ -34,6 +34,31 @@ $(PAGE): $(wildcard web/src/*) web/index.html web/vite.config.ts web/package-loc
 
 bench: $(VENV)/installed
 	$(BIN)/wsisam bench
+
+# What the images hold: pinned with hashes, listed, and looked up in the list of known holes.
+SUPPLY := out/supply
+COMPILE := $(SUPPLY)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-header --no-annotate --no-emit-index-url --constraint constraints.txt --output-file
+lock: $(SUPPLY)/installed
+	python3 docker/requirements.py gateway,pacs | $(COMPILE) docker/gateway.lock -
+	python3 docker/requirements.py worker | $(COMPILE) docker/worker.lock -
+
+sbom: $(SUPPLY)/installed
+	for image in gateway worker; do \
+	    $(SUPPLY)/bin/cyclonedx-py requirements docker/$$image.lock --output-file out/$$image.sbom.json || exit 1; done
+
+licenses: $(VENV)/installed
+	$(BIN)/python docker/licenses.py
+
+# Asks PyPI, or with AUDIT=-s\ osv the OSV database: needs the network.
+audit: $(SUPPLY)/installed
+	for image in gateway worker; do \
+	    $(SUPPLY)/bin/pip-audit --disable-pip --require-hashes --requirement docker/$$image.lock $(AUDIT) || exit 1; done
+
+$(SUPPLY)/installed:
+	$(PYTHON) -m venv $(SUPPLY)
+	$(SUPPLY)/bin/pip install --quiet uv==0.13.9 cyclonedx-bom==7.5.0 pip-audit==2.10.1
+	touch $@
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
