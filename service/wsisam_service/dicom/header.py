@@ -29,7 +29,9 @@ WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 _NOT_LITTLE_ENDIAN = {"1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2"}
 
 MAX_SUMMARY_BYTES = 1 << 20
-MAX_HEADER_BYTES = 128 << 20
+MAX_HEADER_BYTES = 32 << 20
+"""Mostly colour profiles and tables of offsets."""
+MAX_PER_FRAME_BYTES = 128 << 20
 """A sparse level has some 100 to 300 bytes per tile here."""
 _PREAMBLE_BYTES = 128
 _MAGIC = b"DICM"
@@ -108,17 +110,16 @@ class Header:
 
 def read_header(file: IO[bytes]) -> Header:
     """The header of a file, its meta group included. Raises `UnreadableSlide`, OSError."""
-    bounded = _Bounded(file, MAX_HEADER_BYTES)
-    dataset = _parse(bounded, before=PER_FRAME_GROUPS)
+    dataset = _parse(_Bounded(file, MAX_HEADER_BYTES), before=PER_FRAME_GROUPS)
     implicit = transfer_syntax(dataset) == ImplicitVRLittleEndian
-    per_frame = take_per_frame_groups(cast(Any, bounded), implicit=implicit)
-    dataset.update(_read_on(bounded, implicit=implicit, before=PIXELS))
+    per_frame = take_per_frame_groups(cast(Any, _Bounded(file, MAX_PER_FRAME_BYTES)), implicit=implicit)
+    dataset.update(_read_on(_Bounded(file, MAX_HEADER_BYTES), implicit=implicit, before=PIXELS))
     return Header(dataset, per_frame, file.tell())
 
 
 def read_whole_header(file: IO[bytes]) -> pydicom.Dataset:
     """Everything but the pixel data as one data set. Raises `UnreadableSlide`, OSError."""
-    return _parse(_Bounded(file, MAX_HEADER_BYTES), before=PIXELS)
+    return _parse(_Bounded(file, MAX_HEADER_BYTES + MAX_PER_FRAME_BYTES), before=PIXELS)
 
 
 def transfer_syntax(header: pydicom.Dataset) -> str:
