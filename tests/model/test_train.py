@@ -161,6 +161,18 @@ def test_what_is_saved_gives_the_lr_branch_the_hr_branchs_mask_features(base: Ws
     Adapters.from_state(state)
 
 
+def test_the_hr_token_may_be_saved_at_a_share_of_what_it_learned(base: WsiSam, embedding: Embedding) -> None:
+    adapters = fresh_adapters(base, CONFIG, seed=0)
+    torch.nn.init.normal_(adapters.hr.hf_mlp.layers[-1].weight, std=0.1)
+    whole, half = (Adapters.from_state(finished_state(adapters, shrink=share)) for share in (1.0, 0.5))
+    query = Query(embedding, None, Prompt(box=(40, 40, 200, 180)))
+    with torch.no_grad():
+        logits = [TrainingDecoder(base, one, CONFIG)([query])[0].logits for one in (adapters, whole, half)]
+        (sam,) = TrainingDecoder(base, adapters, CONFIG)([replace(query, hr_token_weight=0.0)])
+    torch.testing.assert_close(logits[0], logits[1])
+    torch.testing.assert_close(logits[2] - sam.logits, 0.5 * (logits[1] - sam.logits), rtol=1e-3, atol=1e-3)
+
+
 def test_views_are_encoded_once(tmp_path: Path, sample: Sample, embedding: Embedding) -> None:
     calls = []
 

@@ -26,6 +26,8 @@ class Recipe:
     """Largest norm of the gradient."""
     average: float = 0.99
     """What is saved is the running mean of the weights; this much of it stays at each step. 0 saves the last ones."""
+    shrink: float = 1.0
+    """The HR token's part of the mask is saved at this share of what was learned (docs/TRAINING.md says why)."""
     seed: int = 0
 
     branches: Branches = "both"

@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
         "licence": options.licence,
     }
     adapters.load_state_dict(trainer.average)
-    state = finished_state(adapters)
+    state = finished_state(adapters, shrink=recipe.shrink)
     save_adapters(options.output, state, **about)
     trained = load_model(settings.model, adapters=options.output, **model)
     calibration = calibrate(trained, samples, trainer.weights, trainer.embed, seed=options.seed)
