@@ -292,10 +292,11 @@ def test_damaged_files_are_one_problem_each_and_break_no_other_slide(odd: Tissue
     (tmp_path / "junk.dcm").write_bytes(b"no DICOM at all")
     (tmp_path / "cut.dcm").write_bytes(whole_file[:400])
     (tmp_path / "empty.dcm").touch()
+    (tmp_path / "meta.dcm").write_bytes(whole_file[:132] + bytes(4) + whole_file[136:])
     (tmp_path / "README").write_text("not meant to be DICOM")
     found = listed(tmp_path)
     assert sum(one.slide is not None for one in found) == 1
-    assert [type(one.problem) for one in found if one.problem] == [UnreadableSlide] * 3
+    assert [type(one.problem) for one in found if one.problem] == [UnreadableSlide] * 4
 
 
 def test_objects_of_other_kinds_beside_a_slide_are_no_slides(odd: Tissue, tmp_path: Path) -> None:

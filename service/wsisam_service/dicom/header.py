@@ -138,7 +138,8 @@ def _parse(file: _Bounded, *, before: int, tags: list[Any] | None = None) -> pyd
     if syntax in _NOT_LITTLE_ENDIAN:
         raise UnreadableSlide("Deflated and big endian DICOM data sets are not read.")
     header = _read_on(file, implicit=syntax == ImplicitVRLittleEndian, before=before, tags=tags)
-    header.file_meta = FileMetaDataset(meta)
+    with damage_is_a_problem():
+        header.file_meta = FileMetaDataset(meta)
     return header
 
 

@@ -18,6 +18,7 @@ from wsisam_service.dicom.frames import FrameTable, PixelData
 from wsisam_service.dicom.header import (
     Header,
     Identifiers,
+    damage_is_a_problem,
     has_magic,
     read_header,
     read_identifiers,
@@ -93,6 +94,10 @@ class DicomSeries:
         return self._again(self)
 
     def open(self, tiles: TileCache) -> OpenedSlide:
+        with damage_is_a_problem():
+            return self._opened(tiles)
+
+    def _opened(self, tiles: TileCache) -> OpenedSlide:
         images, parts = [], {}
         for uid, file in sorted(self.files.items()):
             header = read_header(stream(self._open(file.path)))
@@ -182,7 +187,8 @@ class DicomIndex:
             if not has_magic(opened):
                 named = file.relative.lower().endswith(DICOM_SUFFIXES)
                 return UnreadableSlide("The file is not DICOM.") if named else None
-            return read_identifiers(opened)
+            with damage_is_a_problem():  # no file may break the listing of others
+                return read_identifiers(opened)
         except FileNotFoundError:
             return None  # gone since it was listed
         except OSError:

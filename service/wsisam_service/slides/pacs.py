@@ -17,7 +17,7 @@ import numpy as np
 import pydicom
 
 from wsisam_service.dicom.codec import require_known
-from wsisam_service.dicom.header import WHOLE_SLIDE
+from wsisam_service.dicom.header import WHOLE_SLIDE, damage_is_a_problem
 from wsisam_service.dicom.image import SlideImage, is_full, is_shown, slide_image
 from wsisam_service.dicom.pacs_settings import PacsSettings
 from wsisam_service.dicom.per_frame import NO_PLACES, FramePlaces
@@ -135,6 +135,10 @@ class PacsSeries:
         return None if now is None else (now, now.stamp)
 
     def open(self, tiles: TileCache) -> OpenedSlide:
+        with damage_is_a_problem():
+            return self._opened(tiles)
+
+    def _opened(self, tiles: TileCache) -> OpenedSlide:
         instances = self._instances()
         images = [image for image in map(image_of_metadata, instances.values()) if image is not None]
         source = DicomSource(
