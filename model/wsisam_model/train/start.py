@@ -40,8 +40,8 @@ def fresh_adapters(base: WsiSam, config: ModelConfig, *, seed: int) -> Adapters:
 def finished_state(adapters: Adapters, *, shrink: float = 1.0) -> dict[str, Tensor]:
     """The tensors to save, the HR token's part of the mask at `shrink` of what it is.
 
-    The LR branch's fusion and mask features carry no loss (its token does), so it gets those of the HR branch: they make
-    the LR mask from the same sum of tokens.
+    The LR branch's fusion and mask features carry no loss (its token does), so it gets those of the HR branch: they
+    make the LR mask from the same sum of tokens.
     """
     state = {key: tensor.detach().clone() for key, tensor in adapters.state_dict().items()}
     for name in ("weight", "bias"):
