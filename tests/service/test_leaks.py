@@ -25,6 +25,7 @@ import numpy.typing as npt
 import pytest
 import redis
 import tifffile
+from dicom_slides import write_slide
 from PIL import Image, PngImagePlugin
 from processes import Process, RedisServer, free_port, wait_until
 
@@ -32,7 +33,9 @@ PATIENT, CASE, BORN, SCANNED = "Mustermann^Erika", "S-4711-0815", "1964-08-12", 
 OPERATOR, STATION, FOLDER, NAME = "Dr. Grizzlebeard", "scanner-basement-3", "Zappelphilipp_Anton", "Suppenkaspar"
 ASKED = "Struwwelpeter"
 """What a request carries in places where it has no business."""
-PLANTED = (PATIENT, CASE, BORN, SCANNED, OPERATOR, STATION, FOLDER, NAME, ASKED)
+IN_DICOM = ("Planted^Patricia", "Planted^Referrer", "PID-99", "19480229", "ACC-7431", "CONTAINER-5")
+"""What the tests' DICOM headers carry."""
+PLANTED = (PATIENT, CASE, BORN, SCANNED, OPERATOR, STATION, FOLDER, NAME, ASKED, *IN_DICOM)
 SECRET = "a secret of the test"
 BOX = [600, 400, 760, 520]
 
@@ -43,7 +46,8 @@ def forms(text: str) -> set[bytes]:
     for before, shared in ((0, 0), (1, 2), (2, 3)):
         # Characters that code bytes of what stands before or behind `text` too are left out.
         coded = base64.b64encode(b"\0" * before + text.encode())[shared:-4]
-        found |= {coded, coded.translate(bytes.maketrans(b"+/", b"-_"))}
+        if len(text) >= 8:  # fewer characters than that turn up by chance
+            found |= {coded, coded.translate(bytes.maketrans(b"+/", b"-_"))}
     return found
 
 
@@ -58,9 +62,9 @@ def leaks(content: bytes) -> list[str]:
 def test_the_search_finds_what_is_there() -> None:
     for text in PLANTED:
         for hidden in (text, f'{{"x": "{text}"}}', f"/data/{text}/a.svs"):
-            assert leaks(hidden.encode()) == [text]
+            assert text in leaks(hidden.encode())
             for pad in ("", "a", "ab"):
-                assert leaks(base64.b64encode((pad + hidden + pad).encode())) == [text]
+                assert len(text) < 8 or text in leaks(base64.b64encode((pad + hidden + pad).encode()))
     assert leaks(b"an innocent line") == []
 
 
@@ -86,6 +90,7 @@ def write_slides(root: Path, image: npt.NDArray[np.uint8]) -> None:
     whole = (folder / f"aperio-{NAME}.svs").read_bytes()
     (folder / f"damaged-{NAME}.svs").write_bytes(whole[: len(whole) // 3])
     (folder / f"nonsense-{NAME}.tiff").write_text(words)
+    write_slide(folder / "series", image[:512, :768])
     fluorescent = f'<OME><Image Name="{PATIENT}"><Channel ContrastMethod="Fluorescence"/></Image></OME>'
     with tifffile.TiffWriter(folder / f"dark-{NAME}.tif") as tiff:
         tiff.write(image[..., 0], description=fluorescent, metadata=None, tile=(256, 256))
@@ -143,6 +148,8 @@ def ask_everything(told: Told, slides: list[str], picture: bytes) -> None:
         "/v1/slides",
         f"/v1/slides?q={NAME}&limit=1",
         f"/v1/slides?cursor={ASKED}",
+        "/v1/slides?accession=ACC-7431",
+        "/v1/slides?study=1.2.3",
         f"/v1/slides/{FOLDER}%2Fplain-{NAME}.tif",
         f"/v1/slides/..%2F..%2F{ASKED}/thumbnail",
         f"/{ASKED}",
@@ -225,7 +232,7 @@ def test_what_slides_and_requests_carry_is_nowhere_to_be_found(
     listing = told.ask("GET", "/v1/slides").json()
     good, bad = [[one["id"] for one in listing[part]] for part in ("slides", "unreadable")]
     fingerprints = [one["fingerprint"] for one in listing["slides"]]
-    assert len(good) >= 4
+    assert len(good) >= 5
     assert len(bad) >= 2
     buffer = io.BytesIO()
     Image.fromarray(image[:200, :300]).save(buffer, "PNG")
