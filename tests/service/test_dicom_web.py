@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import logging
 import ssl
 import threading
@@ -602,7 +603,7 @@ def test_no_metadata_gives_anything_but_an_image_or_a_typed_problem(changes: lis
     for position, junk in changes:
         places = list(_places_in(metadata))
         holder, key = places[position % len(places)]
-        holder[key] = junk
+        holder[key] = copy.deepcopy(junk)
     with contextlib.suppress(ServiceError):
         image_of_metadata(metadata)
 
