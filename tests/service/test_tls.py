@@ -12,9 +12,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+import redis
 from certificates import Authority, Certificate
 from fastapi import FastAPI
-from processes import Process, free_port, wait_until
+from processes import Process, RedisServer, free_port, redis_has_tls, wait_until
 
 from wsisam_service.assembly import _tls_to_workers
 from wsisam_service.cluster.remote_executor import RETRY_PAUSES_S, RemoteExecutor
@@ -22,6 +23,7 @@ from wsisam_service.commands.flags import UsageError
 from wsisam_service.commands.listening import bind, serve_app
 from wsisam_service.errors import WorkerUnavailable
 from wsisam_service.settings import Settings, SettingsError
+from wsisam_service.stores.redis_store import RedisStore
 
 TOKEN = "a token of the test"
 NUMPY = str(Path(__file__).with_name("numpy_worker.py"))
@@ -126,3 +128,24 @@ async def test_files_that_are_no_certificates_are_the_operators_error(tmp_path: 
     for wrong in ({"tls_certificate": nonsense}, {"tls_client_ca": nonsense}):
         with bind("127.0.0.1", 0) as listener, pytest.raises(UsageError, match=r"certificate|TLS"):
             await serve_app(FastAPI(), listener, Settings(**wrong), grace_s=1)
+
+
+@pytest.mark.redis
+async def test_a_redis_that_asks_for_certificates_gets_the_workers(tmp_path: Path) -> None:
+    if not redis_has_tls():
+        pytest.skip("this redis-server has no TLS")
+    authority = Authority(tmp_path / "certificates")
+    own, client, port = authority.issue("redis"), authority.issue("worker"), free_port()
+    files = ("--tls-cert-file", str(own.certificate), "--tls-key-file", str(own.key))
+    asks = ("--tls-ca-cert-file", str(authority.ca), "--tls-auth-clients", "yes")
+    server = RedisServer(tmp_path / "redis", "--tls-port", str(port), "--port", "0", *files, *asks, port=port)
+    url = f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={authority.ca}"
+    known = RedisStore(f"{url}&ssl_certfile={client.certificate}&ssl_keyfile={client.key}", "emb", timeout_s=10)
+    await known.put("key", b"blob")
+    assert await known.get("key") == b"blob"
+    unknown = RedisStore(url, "emb", timeout_s=10)
+    with pytest.raises(redis.RedisError):
+        await unknown.get("key")
+    for store in (known, unknown):
+        await store.aclose()
+    server.close()
