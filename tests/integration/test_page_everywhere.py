@@ -396,6 +396,16 @@ def test_objects_stay_with_their_slide(page: SlidePage) -> None:
     assert len(page.rows()) == 1
 
 
+def test_a_slide_that_does_not_open_leaves_the_present_one_in_hand(page: SlidePage) -> None:
+    page.page.route("**/iiif/info.json", lambda route: route.abort())
+    page.page.click("#slides a:has-text('tissue2')")
+    page.page.wait_for_selector("#message[role=alert]")
+    page.page.unroute("**/iiif/info.json")
+    page.answer_of(lambda: page.draw_box(BOX))
+    page.open_kept()
+    assert len(page.rows()) == 1
+
+
 def test_nothing_is_asked_of_other_hosts_and_no_policy_is_broken(page: SlidePage, url: str) -> None:
     page.answer_of(lambda: page.draw_box(BOX))
     page.page.click("#status summary")

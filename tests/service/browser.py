@@ -96,6 +96,12 @@ class SlidePage:
         self.page.wait_for_selector("#magnification:not(:empty)")
         self.page.wait_for_function("() => location.hash.includes('zoom=1')")
 
+    def open_kept(self) -> None:
+        """Leave the page and come back to the slide and place that it began with."""
+        self.page.goto(self._elsewhere)
+        self.page.goto(self.address)
+        self.wait()
+
     def open_forgotten(self) -> None:
         """Open the page anew with nothing kept. Forgetting waits until the page is left: it keeps as it goes."""
         self.page.goto(self._elsewhere)

@@ -116,11 +116,12 @@ function space({ repeat }: KeyboardEvent): void {
 
 async function openSlide(id: string): Promise<void> {
   const number = ++opening;
-  const [slide, info] = await Promise.all([api.slide(id), api.info()]);
+  // All that can fail comes before the slide at hand is let go.
+  const [slide, info, image] = await Promise.all([api.slide(id), api.info(), api.image(id)]);
   if (number !== opening) return;
   prompting.cancel();
   keeper.close();
-  await viewer.open(slide);
+  await viewer.open(slide, image);
   if (number !== opening) return;
   const { mpp } = slide;
   readout.um = mpp !== null && mpp >= BELIEVABLE[0] && mpp <= BELIEVABLE[1] ? mpp : null;
@@ -196,11 +197,9 @@ function watchService(): void {
     if (away && (health === "ready" || health === "busy")) void recover();
     away = health === "away";
   });
-  const replaced = (): void => {
-    openSlide(viewer.slide!.id).catch(fail);
-    messages.tell("This slide's file was replaced. You see the new one; outlines of the old one are kept with the old one.", "error");
-  };
-  new SlideWatch(api, viewer, replaced, fail);
+  const replaced = "This slide's file was replaced. You see the new one; outlines of the old one are kept with the old one.";
+  const reopen = (id: string) => openSlide(id).then(() => messages.tell(replaced, "error"), fail);
+  new SlideWatch(api, viewer, reopen, fail);
 }
 
 function keepSettings(): void {

@@ -9,7 +9,7 @@ export class SlideWatch {
   constructor(
     private readonly api: Api,
     private readonly viewer: SlideViewer,
-    private readonly replaced: () => void,
+    private readonly replaced: (id: string) => void,
     private readonly gone: (error: ApiError) => void,
   ) {
     setInterval(() => document.hidden || void this.#look(), POLL_MS);
@@ -21,7 +21,7 @@ export class SlideWatch {
     if (!slide) return;
     try {
       const { fingerprint } = await this.api.slide(slide.id);
-      if (slide === this.viewer.slide && fingerprint !== slide.fingerprint) this.replaced();
+      if (slide === this.viewer.slide && fingerprint !== slide.fingerprint) this.replaced(slide.id);
     } catch (error) {
       // What else can go wrong shows in the status corner.
       if (slide === this.viewer.slide && error instanceof ApiError && error.type === "unknown-slide") this.gone(error);

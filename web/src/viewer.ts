@@ -46,23 +46,24 @@ export class SlideViewer {
     this.osd.addHandler("canvas-key", (event) => (event.preventDefaultAction = true));
   }
 
-  /** Resolves once the slide is there. */
-  async open(slide: SlideDetails): Promise<void> {
-    const source = await this.api.image(slide.id);
+  /** Show a slide, given its IIIF description. Resolves once it is there. */
+  async open(slide: SlideDetails, image: Readonly<Record<string, unknown>>): Promise<void> {
     this.slide = slide;
     await new Promise<void>((resolve, reject) => {
       this.osd.addOnceHandler("open", () => resolve());
       this.osd.addOnceHandler("open-failed", ({ message }) => reject(new Error(message)));
       const guarded = this.api.key !== "";
-      this.osd.open({ tileSource: source as never, loadTilesWithAjax: guarded, ajaxHeaders: this.api.headers } as never);
+      this.osd.open({ tileSource: image as never, loadTilesWithAjax: guarded, ajaxHeaders: this.api.headers } as never);
     });
   }
 
   /** Fetch the tiles anew, with another key or after a trouble, and stay at the place. */
   async refresh(): Promise<void> {
     if (!this.slide || !this.ready) return;
-    const { center, scale } = this;
-    await this.open(this.slide);
+    const { slide, center, scale } = this;
+    const image = await this.api.image(slide.id);
+    if (slide !== this.slide) return;
+    await this.open(slide, image);
     this.goTo(center, scale, true);
   }
 
