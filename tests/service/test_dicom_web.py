@@ -259,6 +259,10 @@ def _never_ends(request: Handler) -> None:
         request.wfile.write(b" " * 65536)
 
 
+STRANGE = b"""[{"0020000D": 3}, {"00080018": {"Value": {}}}, {"0020000D": {"Value": ["1.2"]},
+"0020000E": {"Value": ["1.3"]}, "00201209": {"Value": ["%s"]}, "00080050": {"Value": [{"a": 1}]}}]""" % (b"9" * 5000)
+
+
 FAULTS: dict[str, Fault] = {
     "redirect": _redirects,
     "redirect to a file": _redirects_to_a_file,
@@ -267,7 +271,7 @@ FAULTS: dict[str, Fault] = {
     "endless": _never_ends,
     "not JSON": lambda request: request.answer(200, b"<html>sign in</html>", "text/html"),
     "JSON of another kind": lambda request: request.answer(200, b'{"a": [1, null]}'),
-    "JSON of strange values": lambda request: request.answer(200, b'[1, {"0020000D": 3}, {"00080018": {"Value": {}}}]'),
+    "JSON of strange values": lambda request: request.answer(200, STRANGE),
     "deep JSON": lambda request: request.answer(200, b"[" * 100_000),
     "inflates": lambda request: request.answer(200, b"\x1f\x8b\x08", content_encoding="gzip"),
     "401": lambda request: request.answer(401),

@@ -46,6 +46,9 @@ _TRY_AGAIN = {429, 502, 503, 504}
 _FAILURES, _PAUSE_S = 2, 2.0
 """Questions in a row that may fail before the PACS is left alone, and for how long."""
 
+_INSTANCES, _FAILED = "00201209", "00081198"
+"""Number of a series' instances; sequence of the objects that were not stored."""
+MAX_DIGITS = 10
 _DICOM_JSON = "application/dicom+json"
 _AS_STORED = (
     'multipart/related; type="application/octet-stream"; transfer-syntax=*',
@@ -185,7 +188,7 @@ class DicomWeb:
         refused = answer.status != httpx.codes.OK
         if answer.body and answer.content_type.partition(";")[0] in (_DICOM_JSON, "application/json"):
             document = self._understood(lambda: orjson.loads(answer.body))
-            refused |= isinstance(document, dict) and bool(document.get("00081198", {}).get("Value"))
+            refused |= isinstance(document, dict) and value_of(document, _FAILED) is not None
         if refused:
             raise NotSupported("The PACS refused to store the object.")
 
@@ -278,12 +281,12 @@ def _found(dataset: Json) -> FoundSeries | None:
     study, series = str(value_of(dataset, "0020000D")), str(value_of(dataset, "0020000E"))
     if not (is_uid(study) and is_uid(series)):
         return None
-    count = value_of(dataset, "00201209")
+    count = str(value_of(dataset, _INSTANCES))
     return FoundSeries(
         study,
         series,
         accession=str(value_of(dataset, "00080050") or "").strip() or None,
-        instances=int(count) if isinstance(count, int) or (isinstance(count, str) and count.isdigit()) else None,
+        instances=int(count) if count.isascii() and count.isdigit() and len(count) < MAX_DIGITS else None,
     )
 
 
