@@ -106,6 +106,7 @@ async def test_one_worker_makes_a_blob_and_the_other_opens_it(server: RedisServe
     again = await second.claim(KEY)
     assert not isinstance(again, bytes)
     await again.release()
+    assert await second.purges_elsewhere() == []
     await first.announce_purge("aa")
     assert await second.purges_elsewhere() == ["aa"]
     await first.aclose()

@@ -166,3 +166,23 @@ async def test_redis_has_nothing_left_and_the_other_worker_hears_of_it(
         assert (await click(near, kept))["cache"]["hr"] == "l1"
         assert (await click(near, purged))["cache"]["hr"] == "encoded"
     worker.close()
+
+
+@pytest.mark.redis
+async def test_a_purge_that_does_not_reach_redis_says_so(two_slides: Path, tmp_path: Path) -> None:
+    lost = RedisServer(tmp_path / "redis")
+    settings = Settings(slides=(str(two_slides),), store=lost.url)
+    async with served(create_app(settings, Catalogue(settings.slides), local_executor(lost.url))) as client:
+        slide = await id_of(client, "purged")
+        await click(client, slide)
+        lost.close()
+        answer = await client.delete(f"/v1/slides/{slide}/cache")
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+        lost.start()
+        lost.await_listening()
+        for _ in range(100):  # until the breaker lets a call through again
+            answer = await client.delete(f"/v1/slides/{slide}/cache")
+            if answer.status_code == 200:
+                break
+            await asyncio.sleep(0.1)
+        assert answer.status_code == 200

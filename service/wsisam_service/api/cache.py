@@ -18,7 +18,7 @@ router = APIRouter(prefix="/v1/slides", tags=["slides"])
 @router.delete(
     "/{slide_id}/cache",
     summary="Forget everything made of a slide",
-    responses={200: {"model": PurgeAnswer}, **described_problems(404, 422, 502, 504)},
+    responses={200: {"model": PurgeAnswer}, **described_problems(404, 422, 502, 503, 504)},
 )
 async def purge(slide_id: str, request: Request, services: ServicesDep) -> Response:
     """Embeddings and refine states in every tier, at every worker on the same Redis; decoded tiles and pictures of

@@ -20,7 +20,7 @@ import numpy as np
 
 from wsisam_model.prompts import Prompt
 from wsisam_service import metrics
-from wsisam_service.errors import Overloaded, RefineExpired, ServiceError, UnknownModel
+from wsisam_service.errors import NotReady, Overloaded, RefineExpired, ServiceError, UnknownModel
 from wsisam_service.execution.backend import AdapterFacts, Backend, Decoded, DecodeItem, E, V
 from wsisam_service.execution.batcher import Answer, Batcher, Lane
 from wsisam_service.execution.device_cache import DeviceCache, ReadyView
@@ -37,7 +37,7 @@ from wsisam_service.jobs import (
     Timings,
 )
 from wsisam_service.masks import rle
-from wsisam_service.stores.embeddings import TieredStore
+from wsisam_service.stores.embeddings import StoreFailed, TieredStore
 
 PURGE_POLL_S = 5.0
 """Between looks for slides that other processes on the same store have purged."""
@@ -159,8 +159,11 @@ class LocalExecutor(Generic[E, V]):
 
     async def purge(self, fingerprint: str) -> int:
         """See `jobs.Executor`. Other processes on the same shared store follow within `PURGE_POLL_S`."""
-        gone = await self._forget(fingerprint)
-        await self._store.announce_purge(fingerprint)
+        try:
+            gone = await self._forget(fingerprint)
+            await self._store.announce_purge(fingerprint)
+        except StoreFailed as error:
+            raise NotReady("a store cannot be reached, so the slide is not forgotten there", retry_after_s=5) from error
         return gone
 
     async def info(self) -> Mapping[str, Any]:
@@ -212,10 +215,14 @@ class LocalExecutor(Generic[E, V]):
 
     async def _follow_purges(self) -> None:
         """Forget here too what another process has purged."""
+        waiting: dict[str, None] = {}
         while True:
+            waiting |= dict.fromkeys(await self._store.purges_elsewhere())
+            for fingerprint in list(waiting):
+                with contextlib.suppress(StoreFailed):  # then in the next round
+                    await self._forget(fingerprint)
+                    del waiting[fingerprint]
             await asyncio.sleep(PURGE_POLL_S)
-            for fingerprint in await self._store.purges_elsewhere():
-                await self._forget(fingerprint)
 
     def _pair_of(self, job: DecodeJob) -> _Pair:
         if job.adapters not in (DEFAULT_ADAPTERS, NO_ADAPTERS):

@@ -23,6 +23,10 @@ Clock = Callable[[], float]
 """Seconds since the epoch."""
 
 
+class StoreFailed(Exception):
+    """A tier did not do what must not be left undone."""
+
+
 @dataclass(frozen=True, slots=True)
 class Hit:
     """A blob and the tier that had it."""
@@ -75,8 +79,8 @@ class SharedStore(Protocol):
         """The right to make the blob of `key`, or the blob that another process has made; waits while one makes it."""
         ...
 
-    async def announce_purge(self, part: str) -> None:
-        """Tell the other processes that keys with `part` are to be forgotten."""
+    async def announce_purge(self, part: str) -> bool:
+        """Tell the other processes that keys with `part` are to be forgotten; true, or it raises."""
         ...
 
     async def purges_elsewhere(self) -> list[str]:
@@ -183,9 +187,14 @@ class TieredStore:
         return None
 
     async def delete_matching(self, part: str) -> int:
-        """Forget keys with `part` in every tier; how many the tier with most of them had."""
-        counts = [await self._attempt(store, store.delete_matching(part)) or 0 for store in self._stores]
-        return max(counts, default=0)
+        """Forget keys with `part` in every tier; how many the tier with most of them had.
+
+        Raises `StoreFailed` where one could not be asked, once all others have forgotten.
+        """
+        counts = [await self._attempt(store, store.delete_matching(part)) for store in self._stores]
+        if None in counts:
+            raise StoreFailed
+        return max((count for count in counts if count is not None), default=0)
 
     @property
     def shared(self) -> bool:
@@ -193,10 +202,10 @@ class TieredStore:
         return any(isinstance(store, SharedStore) for store in self._stores)
 
     async def announce_purge(self, part: str) -> None:
-        """See `SharedStore`."""
+        """See `SharedStore`. Raises `StoreFailed`."""
         for store in self._stores:
-            if isinstance(store, SharedStore):
-                await self._attempt(store, store.announce_purge(part))
+            if isinstance(store, SharedStore) and await self._attempt(store, store.announce_purge(part)) is None:
+                raise StoreFailed
 
     async def purges_elsewhere(self) -> list[str]:
         """See `SharedStore`."""

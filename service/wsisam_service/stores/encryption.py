@@ -121,8 +121,8 @@ class _SharedEncrypted(_Encrypted):
         blob = await asyncio.to_thread(first.open, key, claimed)
         return _Unclaimed() if blob is None else blob
 
-    async def announce_purge(self, part: str) -> None:
-        await self._shared.announce_purge(part)
+    async def announce_purge(self, part: str) -> bool:
+        return await self._shared.announce_purge(part)
 
     async def purges_elsewhere(self) -> list[str]:
         return await self._shared.purges_elsewhere()

@@ -70,7 +70,7 @@ class RedisStore:
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="redis")
         self._connected: Any = None
         self._name = secrets.token_hex(8)
-        self._heard = "0"  # from the stream's start: what was purged before this process began costs nothing
+        self._heard: str | None = None
         self._size_bytes, self._size_known = 0, -SIZE_AGE_S
 
     @property
@@ -115,17 +115,21 @@ class RedisStore:
             await asyncio.sleep(pause_s)
             pause_s = min(1.5 * pause_s, LONGEST_POLL_S)
 
-    async def announce_purge(self, part: str) -> None:
+    async def announce_purge(self, part: str) -> bool:
         """See `embeddings.SharedStore`."""
 
-        def announce(client: Any) -> None:
+        def announce(client: Any) -> bool:
             client.xadd(_PURGES, {"part": part, "by": self._name}, maxlen=_MAX_PURGES)
-            client.expire(_PURGES, _PURGES_LIFE_S)
+            return bool(client.expire(_PURGES, _PURGES_LIFE_S))
 
-        await self._call(announce)
+        return await self._call(announce)
 
     async def purges_elsewhere(self) -> list[str]:
-        """See `embeddings.SharedStore`."""
+        """See `embeddings.SharedStore`. The first call finds nothing: what was purged before has left no copy here."""
+        if self._heard is None:
+            last = await self._call(lambda client: client.xrevrange(_PURGES, count=1))
+            self._heard = last[0][0].decode() if last else "0"
+            return []
         entries = await self._call(lambda client: client.xrange(_PURGES, min=f"({self._heard}"))
         if entries:
             self._heard = entries[-1][0].decode()
