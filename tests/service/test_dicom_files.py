@@ -377,3 +377,13 @@ async def test_the_api_finds_a_slide_by_its_accession_number_and_tells_where_it_
         assert (await client.get(f"/v1/slides/{slide['id']}/thumbnail?max=64")).status_code == 200
         told = found.text + details.text
         assert not any(secret in told for secret in (ACCESSION, series.study, series.series, "Planted", "PID-99"))
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_another_reader_sees_the_same_pixels_in_the_same_places(shared: Path, level: int) -> None:
+    wsidicom = pytest.importorskip("wsidicom")
+    folder = shared / "data/slides/dicom-cmu-1-small-region"
+    ours = only(folder).read_region(level, 120, 130, 300, 200)
+    with wsidicom.WsiDicom.open(folder) as other:
+        theirs = np.asarray(other.read_region((120, 130), level, (300, 200)), np.int16)
+    assert np.abs(ours - theirs).max() <= 2  # two decoders of the same JPEG
