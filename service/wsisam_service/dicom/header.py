@@ -40,7 +40,8 @@ _META_END, _SERIES_UID_TAG, PIXELS = 0x00030000, 0x0020000E, 0x7FE00008
 _SUMMARY_TAGS: list[Any] = [
     Tag(name) for name in ("SOPClassUID", "SOPInstanceUID", "AccessionNumber", "StudyInstanceUID", "SeriesInstanceUID")
 ]
-_UID = re.compile(r"[0-9.]{1,64}")
+_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
+_LONGEST_UID = 64
 
 config.settings.reading_validation_mode = config.IGNORE  # its warnings quote values
 logging.getLogger("pydicom").disabled = True  # so does its log
@@ -62,12 +63,17 @@ def damage_is_a_problem(said: str = BROKEN) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Identifiers:
-    """What names an instance; every UID is digits and dots."""
+    """What names an instance; every UID is one by `is_uid`."""
 
     study_uid: str
     series_uid: str
     sop_uid: str
     accession: str | None
+
+
+def is_uid(text: str) -> bool:
+    """Whether `text` is numbers with dots between them, which may stand in an address."""
+    return len(text) <= _LONGEST_UID and _UID.fullmatch(text) is not None
 
 
 def has_magic(file: IO[bytes]) -> bool:
@@ -94,7 +100,7 @@ def identifiers(header: pydicom.Dataset) -> Identifiers:
     with damage_is_a_problem():
         uids = [str(header.get(name, "")) for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")]
         accession = str(header.get("AccessionNumber") or "").strip() or None
-    if not all(map(_UID.fullmatch, uids)):
+    if not all(map(is_uid, uids)):
         raise UnreadableSlide("The DICOM header gives no usable study, series or instance UID.")
     return Identifiers(uids[0], uids[1], uids[2], accession)
 

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import httpx
 import orjson
 
+from wsisam_service.dicom.header import is_uid
 from wsisam_service.dicom.multipart import read_parts, write_parts
 from wsisam_service.dicom.pacs_settings import PacsSettings
 from wsisam_service.errors import NotSupported, PacsUnavailable, UnreadableSlide
@@ -295,11 +296,6 @@ def value_of(dataset: Json, tag: str) -> Any:
     element = dataset.get(tag)
     values = element.get("Value") if isinstance(element, dict) else None
     return values[0] if isinstance(values, list) and values else None
-
-
-def is_uid(text: str) -> bool:
-    """Whether `text` is digits and dots, as every UID."""
-    return 0 < len(text) <= 64 and set(text) <= set("0123456789.")
 
 
 def _secret(text: str, file: Path | None) -> str:

@@ -17,12 +17,12 @@ import numpy as np
 import pydicom
 
 from wsisam_service.dicom.codec import require_known
-from wsisam_service.dicom.header import WHOLE_SLIDE, damage_is_a_problem
+from wsisam_service.dicom.header import WHOLE_SLIDE, damage_is_a_problem, is_uid
 from wsisam_service.dicom.image import SlideImage, is_full, is_shown, slide_image
 from wsisam_service.dicom.pacs_settings import PacsSettings
 from wsisam_service.dicom.per_frame import NO_PLACES, FramePlaces
 from wsisam_service.dicom.source import DicomSource
-from wsisam_service.dicom.web import DicomWeb, FoundSeries, Json, is_uid, value_of
+from wsisam_service.dicom.web import DicomWeb, FoundSeries, Json, value_of
 from wsisam_service.errors import ServiceError, UnreadableSlide
 from wsisam_service.slides.dicom_slide import DicomReader, level_uids, series_fingerprint, series_name
 from wsisam_service.slides.items import DicomIds, OpenedSlide, Stamp
