@@ -29,7 +29,7 @@ from wsisam_service.dicom.image import SlideImage, is_full, is_shown, slide_imag
 from wsisam_service.dicom.per_frame import frame_places
 from wsisam_service.dicom.source import DicomSource
 from wsisam_service.errors import ServiceError, UnreadableSlide
-from wsisam_service.slides.dicom_slide import DicomReader, level_uids, series_fingerprint, series_name
+from wsisam_service.slides.dicom_slide import DicomReader, series_fingerprint, series_name
 from wsisam_service.slides.items import DicomIds, OpenedSlide, RootName, Stamp
 from wsisam_service.slides.lanes import SHARED_LANE, Lane
 from wsisam_service.slides.source import ByteSource, stream
@@ -107,11 +107,13 @@ class DicomSeries:
                 images.append(image)
                 size = image.tile[0] * image.tile[1] * 3
                 parts[uid] = _Part(file, PixelData.of(header.dataset, header.pixels_at, image.count, size))
-        source = DicomSource(
-            self.ids.study, self.ids.series, self.ids.accession, headers=lambda: self._headers(level_uids(images))
-        )
-        reader = DicomReader(images, source, _FileFrames(parts, self._open), tiles)
+        reader = DicomReader(images, self._source, _FileFrames(parts, self._open), tiles)
         return OpenedSlide(reader, lambda: series_fingerprint(self.files))
+
+    def _source(self, level_uids: Sequence[str]) -> DicomSource:
+        """Outlives the open slide, so it holds UIDs only."""
+        ids = self.ids
+        return DicomSource(ids.study, ids.series, ids.accession, headers=lambda: self._headers(level_uids))
 
     def _headers(self, uids: Sequence[str]) -> list[pydicom.Dataset]:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Protocol
@@ -51,10 +51,16 @@ class _Wanted:
 
 
 class DicomReader(SlideReader):
-    """The pyramid of `images`. Raises `UnreadableSlide`."""
+    """The pyramid of `images`; `source` makes the slide's source of the SOP instance UIDs of its levels' first images,
+    finest first. Raises `UnreadableSlide`.
+    """
 
     def __init__(
-        self, images: Sequence[SlideImage], source: DicomSource, frames: FrameSource, tiles: TileCache
+        self,
+        images: Sequence[SlideImage],
+        source: Callable[[Sequence[str]], DicomSource],
+        frames: FrameSource,
+        tiles: TileCache,
     ) -> None:
         self._levels = build_pyramid(images)
         self._frames = frames
@@ -67,7 +73,7 @@ class DicomReader(SlideReader):
             vendor=VENDOR,
             objective_power=finest.objective_power,
             origin_mm=finest.origin_mm,
-            dicom=source,
+            dicom=source([level.images[0].sop_uid for level in self._levels]),
         )
 
     def read_region(self, level: int, x: int, y: int, width: int, height: int) -> RgbImage:
@@ -112,11 +118,6 @@ class DicomReader(SlideReader):
             self._tiles.keep((self._number, wanted.level, number), tile)
             fetched.append((number, tile))
         return fetched
-
-
-def level_uids(images: Sequence[SlideImage]) -> list[str]:
-    """SOP instance UID of the first image of each served level, finest first. Raises `UnreadableSlide`."""
-    return [level.images[0].sop_uid for level in build_pyramid(images)]
 
 
 def series_name(series_uid: str) -> str:

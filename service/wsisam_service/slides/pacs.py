@@ -24,7 +24,7 @@ from wsisam_service.dicom.per_frame import NO_PLACES, FramePlaces
 from wsisam_service.dicom.source import DicomSource
 from wsisam_service.dicom.web import DicomWeb, FoundSeries, Json, value_of
 from wsisam_service.errors import ServiceError, UnreadableSlide
-from wsisam_service.slides.dicom_slide import DicomReader, level_uids, series_fingerprint, series_name
+from wsisam_service.slides.dicom_slide import DicomReader, series_fingerprint, series_name
 from wsisam_service.slides.items import DicomIds, OpenedSlide, Stamp
 from wsisam_service.slides.lanes import BoundedLane
 from wsisam_service.slides.tiles import TileCache
@@ -141,15 +141,13 @@ class PacsSeries:
     def _opened(self, tiles: TileCache) -> OpenedSlide:
         instances = self._instances()
         images = [image for image in map(image_of_metadata, instances.values()) if image is not None]
-        source = DicomSource(
-            self.ids.study,
-            self.ids.series,
-            self.ids.accession,
-            headers=lambda: self._headers(level_uids(images)),
-            store=self.root.web.store,
-        )
-        reader = DicomReader(images, source, _WebFrames(self.root, self.ids, images), tiles)
+        reader = DicomReader(images, self._source, _WebFrames(self.root, self.ids, images), tiles)
         return OpenedSlide(reader, lambda: series_fingerprint(instances))
+
+    def _source(self, level_uids: Sequence[str]) -> DicomSource:
+        """Outlives the open slide, so it holds UIDs only."""
+        ids, store = self.ids, self.root.web.store
+        return DicomSource(ids.study, ids.series, ids.accession, lambda: self._headers(level_uids), store)
 
     def _instances(self) -> dict[str, Json]:
         """Headers of the whole slide images by SOP instance UID."""
