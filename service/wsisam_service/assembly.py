@@ -19,6 +19,7 @@ from wsisam_service.cluster.remote_executor import RemoteExecutor
 from wsisam_service.cluster.worker import create_worker
 from wsisam_service.execution.backend import PredictorBackend
 from wsisam_service.execution.executor import LocalExecutor
+from wsisam_service.execution.memory import keep_large_blocks_apart
 from wsisam_service.jobs import NO_ADAPTERS, Executor
 from wsisam_service.sam.weights import Install
 from wsisam_service.settings import MIB, Settings, SettingsError
@@ -114,6 +115,7 @@ def weights_installer(settings: Settings, executor: LocalExecutor[Any, Any]) -> 
 
 def load_backend(settings: Settings) -> PredictorBackend:
     """The model of `settings` on its device. Raises `UnknownModelError`, `CheckpointError`."""
+    keep_large_blocks_apart()  # before torch, whose blocks they are
     from wsisam_model import load_model
 
     predictor = load_model(

@@ -24,6 +24,7 @@ from wsisam_service.errors import NotReady, Overloaded, RefineExpired, ServiceEr
 from wsisam_service.execution.backend import AdapterFacts, Backend, Decoded, DecodeItem, E, V
 from wsisam_service.execution.batcher import Answer, Batcher, Lane
 from wsisam_service.execution.device_cache import DeviceCache, ReadyView
+from wsisam_service.execution.memory import give_back
 from wsisam_service.execution.postprocess import draw, touched_borders
 from wsisam_service.execution.refine import RefineState, RefineStates
 from wsisam_service.execution.view_loader import ViewLoader, backend_of, encode_lane, load_lane
@@ -189,11 +190,12 @@ class LocalExecutor(Generic[E, V]):
             (encoding,) = self._batcher.submit(self._encodes, name, [image])
             _, ready = (await asyncio.wrap_future(encoding)).result
             box = Prompt(box=(side * 0.25, side * 0.25, side * 0.75, side * 0.75))
-            lr = None if backend.adapters is None else ready.view
+            lr = ready.view if backend.adapters is not None and backend.adapters.uses_lr else None
             (decoding,) = self._batcher.submit(self._decodes, name, [DecodeItem(ready.view, lr, box)])
             await asyncio.wrap_future(decoding)
         for lane in (self._encodes, self._decodes):
             lane.seconds_per_item = 0.0  # the first call is no measure of those to come
+        await asyncio.to_thread(give_back)
         if self._store.shared and self._following is None:
             self._following = asyncio.create_task(self._follow_purges())
         self._warm = True
