@@ -15,6 +15,7 @@ const WORDS: Readonly<Record<string, string>> = {
   "rate-limited": "Too many requests at once. Wait a moment and try again.",
   "not-ready": "The service is still starting. Try again in a few seconds.",
   "worker-unavailable": "The model's worker does not answer. Try again; if it goes on, tell whoever runs the service.",
+  "pacs-unavailable": "The archive that holds this slide does not answer. Try again; other slides go on working.",
   timeout: "The answer took too long. Try again.",
   unauthorized: "The service wants an access key. Enter one under Service, at the top.",
   forbidden: "Your access key does not allow this. Ask whoever runs the service.",
