@@ -154,6 +154,7 @@ def test_beyond_loopback_it_serves_only_where_callers_are_asked_or_somebody_else
         started.append(True)
 
     monkeypatch.setattr(serve, "is_loopback", lambda host: False)
+    monkeypatch.setattr(serve, "configure_logging", lambda: None)  # this process is pytest's
     monkeypatch.setattr(serve, "_serve", note)
     assert cli.main(["serve", "--slides", str(slides), "--port", "0", *settings]) == (0 if served else 2)
     assert bool(started) is served
@@ -180,6 +181,7 @@ def test_settings_of_access_that_cannot_be_used_are_named_in_one_line(
     monkeypatch.setattr("wsisam_service.assembly.load_backend", lambda settings: None)
     monkeypatch.setattr("wsisam_service.assembly.build_executor", lambda settings, backend: object())
     monkeypatch.setattr("wsisam_service.assembly.notes_of", lambda backend: ())
+    monkeypatch.setattr(serve, "configure_logging", lambda: None)
     assert cli.main(["serve", "--slides", str(slides), "--port", "0", *arguments]) == 2
     refusal = capsys.readouterr().err
     assert refusal.count("\n") == 1
