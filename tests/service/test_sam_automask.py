@@ -16,7 +16,15 @@ from wsisam_service.jobs import DecodedMask, DecodeJob, DecodeResult, PixelSourc
 from wsisam_service.masks import rle
 from wsisam_service.pictures.picture import Picture
 from wsisam_service.pictures.picture_slide import slide_of_picture
-from wsisam_service.sam.automask import Scene, box_proposals, find_all, point_proposals, suppress, without_specks
+from wsisam_service.sam.automask import (
+    IOU_SCALE,
+    Scene,
+    box_proposals,
+    find_all,
+    point_proposals,
+    suppress,
+    without_specks,
+)
 from wsisam_service.sam.requests import AutomaskBody
 from wsisam_service.segmenting.offers import model_offer
 from wsisam_service.segmenting.slide_views import SlideViews
@@ -92,9 +100,16 @@ async def test_what_the_border_cuts_is_found_where_it_is_wanted(picture: Picture
     assert close(found[0], (0, 180, 80, 260))
 
 
-@pytest.mark.parametrize(("threshold", "count"), [("pred_iou_thresh", 0.91), ("stability_score_thresh", 0.98)])
-async def test_masks_below_a_threshold_are_left_out(picture: Picture, threshold: str, count: float) -> None:
-    found, _ = await found_in(picture, **{threshold: count})
+@pytest.mark.parametrize(
+    ("model", "threshold", "least"),
+    [
+        ("vit_tiny", "pred_iou_thresh", 0.91),
+        ("lite_medsam", "pred_iou_thresh", 0.91 / IOU_SCALE["lite_medsam"]),
+        ("lite_medsam", "stability_score_thresh", 0.98),
+    ],
+)
+async def test_masks_below_a_threshold_are_left_out(picture: Picture, model: str, threshold: str, least: float) -> None:
+    found, _ = await found_in(picture, model, **{threshold: least})
     assert found == []
 
 
