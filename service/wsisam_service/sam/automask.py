@@ -121,10 +121,8 @@ async def find_all(scene: Scene, body: AutomaskBody, *, budget_s: float) -> list
         rough = suppress(first, body.box_nms_thresh)[:MAX_FOUND]
         again = [Proposal(one.view, box=one.box) for one in rough]
         found = rough + await _decode(scene, again, body, start + budget_s)
-    scale = IOU_SCALE.get(config.name, 1.0) if scene.offer.adapters else 1.0
-    good = [
-        one for one in found if one.predicted_iou >= scale * body.pred_iou_thresh and _passes(one, scene.size, body)
-    ]
+    least = body.pred_iou_thresh * (IOU_SCALE.get(config.name, 1.0) if scene.offer.adapters else 1.0)
+    good = [one for one in found if one.predicted_iou >= least and _passes(one, scene.size, body)]
     return suppress(good, body.box_nms_thresh)
 
 
