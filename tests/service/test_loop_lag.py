@@ -131,9 +131,13 @@ async def test_no_callback_of_a_busy_loop_computes_for_long(
 
     await asyncio.gather(*map(ask, range(CLIENTS)))  # imports, thread pools, the slide's tiles
     gc.collect()
+    gc.freeze()  # what the tests before this one left is no part of a service, and walking it takes milliseconds
     slowest: list[tuple[float, str]] = []
-    for _ in range(ROUNDS):
-        with callback_times(monkeypatch) as times:
-            await asyncio.gather(*map(ask, range(CLIENTS)))
-        slowest.append(max(times))
+    try:
+        for _ in range(ROUNDS):
+            with callback_times(monkeypatch) as times:
+                await asyncio.gather(*map(ask, range(CLIENTS)))
+            slowest.append(max(times))
+    finally:
+        gc.unfreeze()
     assert min(seconds for seconds, _ in slowest) < MOST_S, slowest
