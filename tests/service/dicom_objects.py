@@ -22,6 +22,7 @@ from wsisam_service.dicom.source import DicomSource
 def convert(slide: Path, folder: Path, *, tile_size: int = 256) -> list[pydicom.Dataset]:
     """`slide` as DICOM files in `folder`; their headers, finest level first."""
     wsidicomizer = pytest.importorskip("wsidicomizer", exc_type=ImportError)
+    assert slide.is_file()  # so that what is not found below is the converter's
     folder.mkdir(parents=True)
     try:
         with warnings.catch_warnings():

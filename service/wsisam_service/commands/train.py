@@ -128,4 +128,5 @@ def _train(trainer: Trainer) -> None:
             bar.update()
 
         trainer.run(report)
-    loss_curve(trainer.folder / "loss.png", trainer.log)
+    if trainer.log:  # no step where only `shrink` or the predicted IoU is new
+        loss_curve(trainer.folder / "loss.png", trainer.log)
