@@ -100,7 +100,7 @@ class Settings(BaseSettings):
     store: str = "memory"
     """Embedding store: "memory", "folder:PATH" or "redis://HOST:PORT/DB"; docs/SCALING.md has Redis's other URLs."""
     store_format: Literal["float16", "int8"] = "float16"
-    """How embeddings are kept and used; "int8" halves every store and its network for 0.0001 Dice (docs/SCALING.md)."""
+    """How embeddings are kept and used; "int8" halves every store and its network at no Dice seen (docs/SCALING.md)."""
     store_memory_bytes: int = Field(256 * MIB, ge=0)
     """Byte budget of embeddings in memory; one LiteMedSAM view is 3.3 MB."""
     store_folder_bytes: int = Field(10 * 1024 * MIB, ge=0)
