@@ -519,6 +519,18 @@ def test_credentials_reach_the_pacs_and_nothing_else(
     assert not any(uid in line for line in own for uid in (str(pacs.datasets[0].StudyInstanceUID), "/studies/"))
 
 
+def test_a_token_file_that_turns_into_no_text_is_a_problem_like_others(
+    pacs: PacsServer, tissue: Tissue, tmp_path: Path
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("hush")
+    pacs.datasets += pyramid(tissue, levels=1)
+    slide = only(catalogue_of(pacs, token_file=secret))
+    secret.write_bytes(b"\xff\xfe")
+    with pytest.raises(PacsUnavailable):
+        slide.read_region(0, 0, 0, 10, 10)
+
+
 def test_a_pacs_that_wants_a_client_certificate_gets_it(tissue: Tissue, tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     server, client = authority.issue("pacs"), authority.issue("gateway")

@@ -299,7 +299,13 @@ def value_of(dataset: Json, tag: str) -> Any:
 
 
 def _secret(text: str, file: Path | None) -> str:
-    return file.read_text(encoding="utf-8").strip() if file is not None else text
+    """Raises OSError for a file that cannot be read, or is no text."""
+    if file is None:
+        return text
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise OSError("not a text file") from error
 
 
 def _tls(settings: PacsSettings) -> ssl.SSLContext:
