@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
@@ -34,6 +34,8 @@ from wsisam_service.api.middleware import LimitsMiddleware, RequestMiddleware
 from wsisam_service.audit.opening import open_trail
 from wsisam_service.iiif.pictures import Pictures
 from wsisam_service.jobs import Executor
+from wsisam_service.pixel_caches import PixelCaches
+from wsisam_service.purges import follow
 from wsisam_service.sam.weights import Install
 from wsisam_service.segmenting.prewarm import BackgroundEncodes
 from wsisam_service.segmenting.results import Results
@@ -56,6 +58,7 @@ def create_app(
 
     encodes = BackgroundEncodes(executor)
     pictures = Pictures(settings.iiif_cache_bytes)
+    pixel_caches = PixelCaches(catalogue, pictures, settings.fingerprint_key)
     trail = open_trail(settings)
     gate = open_gate(
         settings.keys,
@@ -66,13 +69,18 @@ def create_app(
         skew_s=settings.oidc_skew_s,
     )
 
+    async def forget_pixels(slides: Sequence[str]) -> None:
+        await asyncio.to_thread(pixel_caches.forget, slides)
+
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         trail.start()
+        following = asyncio.create_task(follow(executor.purges, forget_pixels))
         try:
             await executor.warm_up()
             yield
         finally:
+            following.cancel()
             pictures.close()
             await gate.aclose()
             await encodes.aclose()
@@ -94,7 +102,7 @@ def create_app(
     )
     segmenter = Segmenter(executor, settings)
     results_of = Results(segmenter, executor, settings.dicom_codes)
-    app.state.services = Services(settings, nobody, executor, segmenter, encodes, results_of)
+    app.state.services = Services(settings, nobody, pixel_caches, executor, segmenter, encodes, results_of)
     for routes in (slides, cache, segment, results, prewarm, image, health):
         app.include_router(routes.router)
     iiif.install(app, pictures)

@@ -24,6 +24,8 @@ PixelSource = Callable[[str], Awaitable[ViewPixels]]
 CacheTier = Literal["l1", "memory", "folder", "redis", "encoded"]
 """Where a view's embedding came from; "encoded" means that it had to be computed."""
 
+FIRST_MARK = "0"
+"""A mark before all purges that are remembered."""
 NO_ADAPTERS = "none"
 DEFAULT_ADAPTERS = "default"
 
@@ -83,6 +85,14 @@ class DecodeResult:
     cache_lr: CacheTier | None
 
 
+@dataclass(frozen=True, slots=True)
+class Purges:
+    """Key fingerprints of slides purged after the mark that was asked with; `mark` is the one to ask with next."""
+
+    slides: Sequence[str]
+    mark: str
+
+
 @dataclass(slots=True)
 class Timings:
     """Seconds spent on behalf of one request, by stage; filled in while the request runs (`Server-Timing`).
@@ -130,6 +140,12 @@ class Executor(Protocol):
 
     async def purge(self, fingerprint: str) -> int:
         """Forget every view of the slide with this key fingerprint; how many entries went."""
+        ...
+
+    async def purges(self, since: str | None) -> Purges | None:
+        """What any process that shares the store has purged since that mark, None for from now on: a gateway's own
+        caches follow it. None where nobody else purges. Raises `ServiceError`s where that cannot be known now.
+        """
         ...
 
     async def info(self) -> Mapping[str, Any]:

@@ -18,6 +18,7 @@ from wsisam_service.jobs import (
     DecodeJob,
     DecodeResult,
     PixelSource,
+    Purges,
     Timings,
 )
 from wsisam_service.masks import rle
@@ -73,6 +74,9 @@ class NumpyExecutor:
         for key in gone:
             del self.views[key]
         return len(gone)
+
+    async def purges(self, since: str | None) -> Purges | None:
+        return None
 
     async def info(self) -> Mapping[str, Any]:
         config = MODELS[self.model]

@@ -40,6 +40,7 @@ from wsisam_service.jobs import (
     DecodeJob,
     DecodeResult,
     PixelSource,
+    Purges,
     Rle,
     Timings,
     ViewPixels,
@@ -218,7 +219,8 @@ async def test_a_full_worker_is_overloaded_for_the_client_too() -> None:
 
 async def test_without_the_token_nothing_is_answered_but_probes() -> None:
     async with remote(NumpyExecutor(), token="wrong") as (client, wire):
-        for call in (client.info, lambda: client.missing([HR]), lambda: client.purge("aa")):
+        calls = (client.info, lambda: client.missing([HR]), lambda: client.purge("aa"), lambda: client.purges(None))
+        for call in calls:
             with pytest.raises(Unauthorized):
                 await call()
         with pytest.raises(Unauthorized):
@@ -305,6 +307,9 @@ async def test_prewarming_encodes_what_is_missing() -> None:
         with pytest.raises(UnreadableSlide):
             await client.encode([OTHER], Pixels(broken=[OTHER]), Timings())
         assert await client.purge("aa") == 2
+        assert await client.purges(None) == Purges([], "0")
+        with pytest.raises(InvalidRequest):
+            await client.purges("(7")
 
 
 async def test_request_ids_travel_to_the_worker() -> None:

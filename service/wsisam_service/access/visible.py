@@ -34,10 +34,6 @@ class VisibleSlides:
         """See `Catalogue.list`."""
         return self._catalogue.list(q, limit, cursor, self._roots, dicom)
 
-    def drop_tiles(self, slide_id: str) -> None:
-        """See `Catalogue.drop_tiles`; for a slide that `get` gave."""
-        self._catalogue.drop_tiles(slide_id)
-
     def pacs_states(self) -> Sequence[str]:
         """See `Catalogue.pacs_states`."""
         return self._catalogue.pacs_states()

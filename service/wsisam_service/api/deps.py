@@ -11,6 +11,7 @@ from starlette.requests import Request
 from wsisam_service.access.identity import identity_of
 from wsisam_service.access.visible import VisibleSlides
 from wsisam_service.jobs import Executor
+from wsisam_service.pixel_caches import PixelCaches
 from wsisam_service.segmenting.prewarm import BackgroundEncodes
 from wsisam_service.segmenting.results import Results
 from wsisam_service.segmenting.segmenter import Segmenter
@@ -21,6 +22,7 @@ from wsisam_service.settings import Settings
 class Services:
     settings: Settings
     catalogue: VisibleSlides
+    pixel_caches: PixelCaches
     executor: Executor
     segmenter: Segmenter
     encodes: BackgroundEncodes

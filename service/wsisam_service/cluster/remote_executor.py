@@ -29,7 +29,7 @@ from wsisam_service.cluster.wire import (
     write_encode_call,
 )
 from wsisam_service.errors import InvalidRequest, Timeout, WorkerUnavailable
-from wsisam_service.jobs import CacheTier, DecodeJob, DecodeResult, PixelSource, Timings, ViewPixels
+from wsisam_service.jobs import CacheTier, DecodeJob, DecodeResult, PixelSource, Purges, Timings, ViewPixels
 from wsisam_service.logs import current_request
 
 _log = logging.getLogger(__name__)
@@ -116,6 +116,12 @@ class RemoteExecutor:
         """See `jobs.Executor`. Reaches one worker and the shared store, through which the other workers hear of it."""
         response = await self._call("DELETE", f"/v1/slides/{fingerprint}", fingerprint, b"")
         return int(response.json()["purged"])
+
+    async def purges(self, since: str | None) -> Purges:
+        """See `jobs.Executor`. Any worker knows, for the shared store tells; without one there is nothing to hear."""
+        response = await self._call("GET", f"/v1/purges?since={since}" if since else "/v1/purges", "", b"")
+        told = response.json()
+        return Purges(told["slides"], told["mark"])
 
     async def info(self) -> Mapping[str, Any]:
         """See `jobs.Executor`. At most a few seconds old, and the last known where no worker answers."""

@@ -1,4 +1,4 @@
-"""The executor behind HTTP, for gateways only: decode, encode, missing, purge and info, with a shared token.
+"""The executor behind HTTP, for gateways only: decode, encode, missing, purges and info, with a shared token.
 
 What a call lacks comes back as 409 with the keys of the views whose pixels should be sent along; what could be answered
 already is in the same body. Like every call it is idempotent: routers may repeat it on another worker.
@@ -10,8 +10,9 @@ import hmac
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
+from typing import Annotated
 
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import APIRouter, Depends, FastAPI, Query
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -29,7 +30,7 @@ from wsisam_service.cluster.wire import (
     write_encode_reply,
 )
 from wsisam_service.errors import NotReady, Unauthorized, WorkerUnavailable
-from wsisam_service.jobs import Executor, Timings, ViewPixels
+from wsisam_service.jobs import FIRST_MARK, Executor, Purges, Timings, ViewPixels
 from wsisam_service.settings import Settings
 
 
@@ -129,6 +130,11 @@ def _calls(executor: Executor) -> APIRouter:
     @router.delete("/slides/{fingerprint}")
     async def purge(fingerprint: str) -> Response:
         return json_response({"purged": await executor.purge(fingerprint)})
+
+    @router.get("/purges")
+    async def purges(since: Annotated[str | None, Query(pattern=r"^\d{1,20}(-\d{1,20})?$")] = None) -> Response:
+        found = await executor.purges(since) or Purges((), since or FIRST_MARK)
+        return json_response({"slides": found.slides, "mark": found.mark})
 
     @router.get("/info")
     async def info() -> Response:

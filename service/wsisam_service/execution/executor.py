@@ -35,13 +35,12 @@ from wsisam_service.jobs import (
     DecodeJob,
     DecodeResult,
     PixelSource,
+    Purges,
     Timings,
 )
 from wsisam_service.masks import rle
+from wsisam_service.purges import follow
 from wsisam_service.stores.embeddings import StoreFailed, TieredStore
-
-PURGE_POLL_S = 5.0
-"""Between looks for slides that other processes on the same store have purged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,13 +158,20 @@ class LocalExecutor(Generic[E, V]):
         return [key for key in views if await self._views.find(key) is None]
 
     async def purge(self, fingerprint: str) -> int:
-        """See `jobs.Executor`. Other processes on the same shared store follow within `PURGE_POLL_S`."""
+        """See `jobs.Executor`. Other processes on the same shared store follow within `purges.POLL_S`."""
         try:
             gone = await self._forget(fingerprint)
             await self._store.announce_purge(fingerprint)
         except StoreFailed as error:
             raise NotReady("a store cannot be reached, so the slide is not forgotten there", retry_after_s=5) from error
         return gone
+
+    async def purges(self, since: str | None) -> Purges | None:
+        """See `jobs.Executor`."""
+        try:
+            return await self._store.purges_since(since, by_others=False)
+        except StoreFailed as error:
+            raise NotReady("the store that tells of purges cannot be reached", retry_after_s=5) from error
 
     async def info(self) -> Mapping[str, Any]:
         """See `jobs.Executor`."""
@@ -197,7 +203,8 @@ class LocalExecutor(Generic[E, V]):
             lane.seconds_per_item = 0.0  # the first call is no measure of those to come
         await asyncio.to_thread(give_back)
         if self._store.shared and self._following is None:
-            self._following = asyncio.create_task(self._follow_purges())
+            by_others = partial(self._store.purges_since, by_others=True)
+            self._following = asyncio.create_task(follow(by_others, self._forget_all))
         self._warm = True
 
     async def aclose(self) -> None:
@@ -215,16 +222,9 @@ class LocalExecutor(Generic[E, V]):
         await self._refine.forget(fingerprint)
         return gone
 
-    async def _follow_purges(self) -> None:
-        """Forget here too what another process has purged."""
-        waiting: dict[str, None] = {}
-        while True:
-            waiting |= dict.fromkeys(await self._store.purges_elsewhere())
-            for fingerprint in list(waiting):
-                with contextlib.suppress(StoreFailed):  # then in the next round
-                    await self._forget(fingerprint)
-                    del waiting[fingerprint]
-            await asyncio.sleep(PURGE_POLL_S)
+    async def _forget_all(self, fingerprints: Sequence[str]) -> None:
+        for fingerprint in fingerprints:
+            await self._forget(fingerprint)
 
     def _pair_of(self, job: DecodeJob) -> _Pair:
         if job.adapters not in (DEFAULT_ADAPTERS, NO_ADAPTERS):

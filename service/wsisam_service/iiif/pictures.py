@@ -8,6 +8,7 @@ import io
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -74,10 +75,15 @@ class Pictures:
         self._keep(etag, picture)
         return picture
 
-    def forget(self, fingerprint: str) -> None:
-        """Forget the pictures of a slide."""
+    def fingerprints(self) -> set[str]:
+        """Of the slides whose pictures are held."""
         with self._lock:
-            for etag in [etag for etag, picture in self._held.items() if picture.fingerprint == fingerprint]:
+            return {picture.fingerprint for picture in self._held.values()}
+
+    def forget(self, fingerprints: AbstractSet[str]) -> None:
+        """Forget the pictures of these slides."""
+        with self._lock:
+            for etag in [etag for etag, picture in self._held.items() if picture.fingerprint in fingerprints]:
                 self._bytes -= len(self._held.pop(etag).content)
             metrics.CACHE_BYTES.labels("iiif").set(self._bytes)
 

@@ -216,10 +216,16 @@ class Catalogue:
         slides = [listed for entry in page if (listed := told[entry.id]) is not None]
         return SlidePage(slides, _encode_cursor(page[-1].order) if len(rest) > len(page) else None)
 
-    def drop_tiles(self, slide_id: str) -> None:
-        """Forget decoded pixels of a slide; it stays open."""
+    def fingerprints(self) -> set[str]:
+        """Of the slides that have been opened."""
+        return {entry.slide.fingerprint for entry in list(self._entries.values()) if entry.slide is not None}
+
+    def drop_tiles(self, fingerprints: AbstractSet[str]) -> None:
+        """Forget decoded pixels of the slides with these fingerprints; they stay open."""
+        entries = list(self._entries.values())
+        ids = {entry.id for entry in entries if entry.slide is not None and entry.slide.fingerprint in fingerprints}
         with self._readers_lock:
-            readers = [reader for (known, _), reader in self._readers.items() if known == slide_id]
+            readers = [reader for (known, _), reader in self._readers.items() if known in ids]
         for reader in readers:
             reader.drop_tiles()
 
@@ -356,11 +362,16 @@ class Catalogue:
             return opened.reader
 
     def _keep(self, entry: _Entry, opened: OpenedSlide) -> None:
-        """Readers that have to go are dropped, not closed: whoever still reads from one keeps it alive."""
+        """Readers that have to go are dropped, not closed: whoever still reads from one keeps it alive. Their tiles go
+        with them: nobody would find those again, and no purge either.
+        """
+        gone = []
         with self._readers_lock:
             self._readers[entry.id, entry.stamp] = opened.reader
             while len(self._readers) > self._open_slides:
-                self._readers.popitem(last=False)
+                gone.append(self._readers.popitem(last=False)[1])
+        for reader in gone:
+            reader.drop_tiles()
 
 
 def _slide_id(identity: str, relative: str) -> str:

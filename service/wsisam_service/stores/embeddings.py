@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
 
 from wsisam_service import metrics
-from wsisam_service.jobs import CacheTier
+from wsisam_service.jobs import CacheTier, Purges
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -83,8 +83,8 @@ class SharedStore(Protocol):
         """Tell the other processes that keys with `part` are to be forgotten; true, or it raises."""
         ...
 
-    async def purges_elsewhere(self) -> list[str]:
-        """What other processes have announced since the last call."""
+    async def purges_since(self, mark: str | None, *, by_others: bool) -> Purges:
+        """What has been announced since `mark`, nothing for None; `by_others` leaves out what this store announced."""
         ...
 
 
@@ -207,13 +207,15 @@ class TieredStore:
             if isinstance(store, SharedStore) and await self._attempt(store, store.announce_purge(part)) is None:
                 raise StoreFailed
 
-    async def purges_elsewhere(self) -> list[str]:
-        """See `SharedStore`."""
-        found: list[str] = []
+    async def purges_since(self, mark: str | None, *, by_others: bool) -> Purges | None:
+        """See `SharedStore`; None where nobody shares this store. Raises `StoreFailed`."""
         for store in self._stores:
             if isinstance(store, SharedStore):
-                found += await self._attempt(store, store.purges_elsewhere()) or []
-        return found
+                found = await self._attempt(store, store.purges_since(mark, by_others=by_others))
+                if found is None:
+                    raise StoreFailed
+                return found
+        return None
 
     def sizes(self) -> Mapping[CacheTier, int]:
         """Bytes held by each tier."""

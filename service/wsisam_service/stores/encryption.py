@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from wsisam_service.jobs import CacheTier
+from wsisam_service.jobs import CacheTier, Purges
 from wsisam_service.stores.embeddings import Claim, EmbeddingStore, SharedStore
 
 KEY_BYTES = 32
@@ -124,8 +124,8 @@ class _SharedEncrypted(_Encrypted):
     async def announce_purge(self, part: str) -> bool:
         return await self._shared.announce_purge(part)
 
-    async def purges_elsewhere(self) -> list[str]:
-        return await self._shared.purges_elsewhere()
+    async def purges_since(self, mark: str | None, *, by_others: bool) -> Purges:
+        return await self._shared.purges_since(mark, by_others=by_others)
 
 
 class _Unclaimed:

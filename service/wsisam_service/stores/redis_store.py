@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from wsisam_service.jobs import CacheTier
+from wsisam_service.jobs import FIRST_MARK, CacheTier, Purges
 from wsisam_service.stores.breaker import Breaker
 from wsisam_service.stores.embeddings import Claim
 from wsisam_service.stores.redis_urls import check_url, connect
@@ -70,7 +70,6 @@ class RedisStore:
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="redis")
         self._connected: Any = None
         self._name = secrets.token_hex(8)
-        self._heard: str | None = None
         self._size_bytes, self._size_known = 0, -SIZE_AGE_S
 
     @property
@@ -124,16 +123,15 @@ class RedisStore:
 
         return await self._call(announce)
 
-    async def purges_elsewhere(self) -> list[str]:
-        """See `embeddings.SharedStore`. The first call finds nothing: what was purged before has left no copy here."""
-        if self._heard is None:
+    async def purges_since(self, mark: str | None, *, by_others: bool) -> Purges:
+        """See `embeddings.SharedStore`."""
+        if mark is None:
             last = await self._call(lambda client: client.xrevrange(_PURGES, count=1))
-            self._heard = last[0][0].decode() if last else "0"
-            return []
-        entries = await self._call(lambda client: client.xrange(_PURGES, min=f"({self._heard}"))
-        if entries:
-            self._heard = entries[-1][0].decode()
-        return [entry[b"part"].decode() for _, entry in entries if entry[b"by"].decode() != self._name]
+            return Purges((), last[0][0].decode() if last else FIRST_MARK)
+        entries = await self._call(lambda client: client.xrange(_PURGES, min=f"({mark}"))
+        own = self._name.encode() if by_others else None
+        parts = [entry[b"part"].decode() for _, entry in entries if entry[b"by"] != own]
+        return Purges(parts, entries[-1][0].decode() if entries else mark)
 
     async def extend(self, key: str, token: str) -> None:
         """Let the lock on `key` live on, if it is still the one of `token`."""
