@@ -18,8 +18,10 @@ import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
@@ -36,17 +38,26 @@ def tile_paths(client: httpx.Client, slide_id: str) -> list[str]:
     return [f"{base}/{x},{y},{TILE},{TILE}/{TILE},{TILE}/0/default.jpg" for x, y in corners[:24]]
 
 
+def fetch(connection: HTTPConnection, path: str) -> None:
+    """One tile. The standard library's client takes a fifth of httpx's time, which here is the service's own."""
+    connection.request("GET", path)
+    answer = connection.getresponse()
+    answer.read()
+    if answer.status != 200:
+        raise RuntimeError(f"{path}: {answer.status}")
+
+
 def throughput(url: str, paths: list[str], seconds: float) -> float:
     """Tiles a second over all connections, as fast as they come."""
     end = time.perf_counter() + seconds
 
     def ask(_: int) -> int:
-        with httpx.Client(base_url=url, timeout=60) as client:
-            count = 0
-            while time.perf_counter() < end:
-                client.get(paths[count % len(paths)]).raise_for_status()
-                count += 1
-            return count
+        connection = HTTPConnection(urlsplit(url).netloc, timeout=60)
+        count = 0
+        while time.perf_counter() < end:
+            fetch(connection, paths[count % len(paths)])
+            count += 1
+        return count
 
     with ThreadPoolExecutor(CONNECTIONS) as threads:
         return sum(threads.map(ask, range(CONNECTIONS))) / seconds
@@ -58,14 +69,14 @@ def stream(url: str, paths: list[str], rate: float, stop: Any, served: Any) -> N
 
     def ask(_: int) -> None:
         nonlocal count
-        with httpx.Client(base_url=url, timeout=60) as client:
-            while not stop.is_set():
-                with lock:
-                    number, count = count, count + 1
-                wait = start + number / rate - time.perf_counter()
-                if wait > 0:
-                    time.sleep(wait)
-                client.get(paths[number % len(paths)]).raise_for_status()
+        connection = HTTPConnection(urlsplit(url).netloc, timeout=60)
+        while not stop.is_set():
+            with lock:
+                number, count = count, count + 1
+            wait = start + number / rate - time.perf_counter()
+            if wait > 0:
+                time.sleep(wait)
+            fetch(connection, paths[number % len(paths)])
 
     with ThreadPoolExecutor(CONNECTIONS) as threads:
         list(threads.map(ask, range(CONNECTIONS)))

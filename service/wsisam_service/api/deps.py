@@ -29,8 +29,11 @@ class Services:
     results: Results
 
 
-def services_of(request: Request) -> Services:
-    """The service's parts, with the slides that the request's caller sees and no others."""
+async def services_of(request: Request) -> Services:
+    """The service's parts, with the slides that the request's caller sees and no others.
+
+    Dependencies are coroutines: FastAPI runs plain functions in threads, and a click would wait for two switches.
+    """
     services: Services = request.app.state.services
     return replace(services, catalogue=services.catalogue.seen_by(identity_of(request.scope)))
 

@@ -65,7 +65,7 @@ def install(app: FastAPI, pictures: Pictures) -> None:
     app.include_router(router)
 
 
-def _pictures(request: Request) -> Pictures:
+async def _pictures(request: Request) -> Pictures:
     pictures: Pictures = request.app.state.iiif_pictures
     return pictures
 

@@ -69,7 +69,7 @@ def longer_timeouts(settings: Settings) -> dict[str, float]:
     return {path: limit for word, limit in seconds.items() for path in (f"{PREFIX}/{word}", f"{PREFIX}{word}")}
 
 
-def extension_of(request: Request) -> Extension:
+async def extension_of(request: Request) -> Extension:
     extension: Extension = request.app.state.extension
     return extension
 

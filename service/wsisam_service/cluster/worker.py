@@ -7,7 +7,7 @@ already is in the same body. Like every call it is idempotent: routers may repea
 from __future__ import annotations
 
 import hmac
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Annotated
@@ -147,10 +147,10 @@ def _status(sent: SentPixels) -> int:
     return HTTPStatus.CONFLICT if sent.missing else HTTPStatus.OK
 
 
-def _token_check(token: str) -> Callable[[Request], None]:
+def _token_check(token: str) -> Callable[[Request], Awaitable[None]]:
     expected = f"Bearer {token}".encode()
 
-    def check(request: Request) -> None:
+    async def check(request: Request) -> None:
         if token and not hmac.compare_digest(request.headers.get("authorization", "").encode(), expected):
             raise Unauthorized("a worker answers its gateways only")
 
