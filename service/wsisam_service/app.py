@@ -9,6 +9,7 @@ from importlib.metadata import version
 
 from fastapi import Depends, FastAPI
 
+from wsisam_service.access.failures import Failures
 from wsisam_service.access.opening import open_gate
 from wsisam_service.access.path_keys import KeyInPath
 from wsisam_service.access.shares import Shares
@@ -98,7 +99,9 @@ def create_app(
     )
     nobody = VisibleSlides(catalogue, None)
     app.state.admission = Admission(
-        gate, Shares(per_minute=settings.identity_requests_per_minute, work=settings.identity_work)
+        gate,
+        Shares(per_minute=settings.identity_requests_per_minute, work=settings.identity_work),
+        Failures(settings.wrong_credentials_per_minute),
     )
     segmenter = Segmenter(executor, settings)
     results_of = Results(segmenter, executor, settings.dicom_codes)

@@ -71,6 +71,8 @@ class Settings(BaseSettings):
     identity_work: int = Field(3, ge=1)
     """Requests of one identity for the model that are under way at a time. One takes up to a quarter of the queues, so
     that with three of them the next caller's click is still let in."""
+    wrong_credentials_per_minute: int = Field(60, ge=0)
+    """Wrong keys and tokens from one address, beyond which credentials from there are not looked at. 0 is no limit."""
     token: SecretStr = SecretStr("")
     """Key or access token that `segment --url` and `precompute` send to the server."""
 

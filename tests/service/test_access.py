@@ -17,6 +17,8 @@ from fastapi.routing import APIRoute
 from joserfc.jwk import ECKey
 from stand_ins import NumpyExecutor
 
+from wsisam_service.access import allowances
+from wsisam_service.access.failures import Failures
 from wsisam_service.access.identity import Identity, Role
 from wsisam_service.access.issuer import signing_keys
 from wsisam_service.access.keys import LOOK_S, KeyFile, KeyFileError, StoredKey, append_key, hash_of, new_key
@@ -62,11 +64,23 @@ class House:
 
     @contextlib.asynccontextmanager
     async def client(self) -> AsyncIterator[httpx.AsyncClient]:
+        async with self.clients("127.0.0.1") as (client,):
+            yield client
+
+    @contextlib.asynccontextmanager
+    async def clients(self, *addresses: str) -> AsyncIterator[list[httpx.AsyncClient]]:
+        """Clients of one application, each at an address of its own."""
         app = self.app()
-        async with app.router.lifespan_context(app):
-            transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-                yield client
+        async with app.router.lifespan_context(app), contextlib.AsyncExitStack() as stack:
+            yield [
+                await stack.enter_async_context(
+                    httpx.AsyncClient(
+                        transport=httpx.ASGITransport(app, raise_app_exceptions=False, client=(address, 1234)),
+                        base_url="http://test",
+                    )
+                )
+                for address in addresses
+            ]
 
 
 @pytest.fixture
@@ -371,6 +385,74 @@ def test_what_an_identity_may_ask_comes_back_evenly_over_a_minute() -> None:
     clock.seconds += 3600
     for _ in range(6):
         shares.count(one)
+
+
+@pytest.mark.parametrize("how", ["header", "path", "token"])
+async def test_wrong_credentials_are_limited_by_address_and_lock_out_nobody_elsewhere(house: House, how: str) -> None:
+    house.settings = house.settings.model_copy(update={"wrong_credentials_per_minute": 3})
+    right = house.key("right", Role.VIEWER)
+
+    async def guess(client: httpx.AsyncClient) -> httpx.Response:
+        if how == "path":
+            return await client.get(f"/k/{new_key()}/v1/info")
+        wrong = new_key() if how == "header" else "eyJhbGciOiJub25lIn0.e30."
+        return await client.get("/v1/info", headers=bearer(wrong))
+
+    async with house.clients("192.0.2.1", "192.0.2.2") as (guesser, other):
+        for _ in range(5):
+            assert (await guesser.get("/v1/info", headers=bearer(right))).status_code == 200, "right ones cost nothing"
+        answers = [await guess(guesser) for _ in range(4)]
+        assert [answer.status_code for answer in answers] == [401, 401, 401, 429]
+        assert problem(answers[-1]) == (429, "rate-limited")
+        assert answers[-1].headers["content-type"] == "application/problem+json"
+        assert 1 <= int(answers[-1].headers["retry-after"]) <= 20
+        refused = await guesser.get("/v1/info", headers=bearer(right))
+        assert refused.status_code == 429, "or a guesser would see which of its guesses was right"
+        assert (await guesser.get("/v1/info")).status_code == 401, "who has no key is told that one is needed"
+        assert (await guesser.get("/healthz")).status_code == 200
+        assert (await other.get("/v1/info", headers=bearer(right))).status_code == 200
+        assert (await guess(other)).status_code == 401
+
+
+async def test_without_keys_wrong_ones_are_not_counted(settings: Settings) -> None:
+    free = settings.model_copy(update={"wrong_credentials_per_minute": 1})
+    app = create_app(free, Catalogue(free.slides), NumpyExecutor())
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
+    ):
+        for _ in range(3):
+            assert (await client.get("/v1/info", headers=bearer("anything"))).status_code == 200
+
+
+def test_an_address_is_let_in_again_and_an_ipv6_network_counts_as_one() -> None:
+    clock = Clock()
+    failures = Failures(2, clock=clock)
+    for address in ("2001:db8::1", "2001:db8::2"):
+        failures.check(address)
+        failures.count(address)
+    failures.count("::ffff:192.0.2.1")
+    failures.count("192.0.2.1")
+    for address, held in (("2001:db8::3", True), ("2001:db8:0:1::1", False), ("192.0.2.1", True), ("", False)):
+        with pytest.raises(RateLimited) if held else contextlib.nullcontext():
+            failures.check(address)
+    clock.seconds += 30
+    failures.check("2001:db8::1")
+    failures.count("2001:db8::1")
+    with pytest.raises(RateLimited) as refused:
+        failures.check("2001:db8::1")
+    assert refused.value.retry_after_s == 30
+
+
+def test_what_is_remembered_of_addresses_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allowances, "MAX_NAMES", 100)
+    failures = Failures(1)
+    for number in range(10_000):
+        failures.count(f"10.0.{number // 256}.{number % 256}")
+        failures.count("192.0.2.1")  # heard of all the time, so it is not the one that is forgotten
+    assert len(failures._allowances._known) == 100
+    with pytest.raises(RateLimited):
+        failures.check("192.0.2.1")
 
 
 async def test_work_under_way_is_counted_by_identity_until_it_is_done_or_its_client_gone(house: House) -> None:

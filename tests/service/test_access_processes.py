@@ -109,6 +109,22 @@ def _say(url: str, request: str) -> None:
             pass
 
 
+def test_behind_a_proxy_each_client_has_its_own_wrong_keys(tmp_path: Path, slides: Path) -> None:
+    """The address is the one that the audit trail has: a trusted proxy's word for it."""
+    server = Guarded(tmp_path, slides, WSISAM_WRONG_CREDENTIALS_PER_MINUTE="2")
+
+    def status(client: httpx.Client, address: str, key: str) -> int:
+        headers = {"authorization": f"Bearer {key}", "x-forwarded-for": address}
+        return client.get("/v1/info", headers=headers).status_code
+
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        assert [status(client, "203.0.113.1", new_key()) for _ in range(3)] == [401, 401, 429]
+        assert status(client, "203.0.113.2", server.keys["one"]) == 200
+        assert status(client, "203.0.113.2", new_key()) == 401
+    wait_until(lambda: server.audit.read_text().count("203.0.113.1") == 3, "the audit trail has them")
+    server.close()
+
+
 def test_a_runaway_script_on_20_connections_leaves_anothers_click_served(guarded: Guarded) -> None:
     stop, statuses = threading.Event(), list[int]()
     with guarded.client("one") as client:

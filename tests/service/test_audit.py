@@ -202,6 +202,8 @@ def test_what_was_lost_is_told_once_the_sink_takes_events_again() -> None:
         (AuditEvent("request", route="POST /v1/segment", status=503), "110103", None, "8"),
         (AuditEvent("request", status=401), "110114", "110122", "4"),
         (AuditEvent("request", status=403), "110113", "110132", "4"),
+        (AuditEvent("request", status=429, who="unknown"), "110114", "110122", "4"),
+        (AuditEvent("request", status=429, role="viewer", route="GET /v1/slides"), "110112", "GET /v1/slides", "4"),
         (
             AuditEvent("request", route="GET x", who="a<b>\x00\x1b\ud800", address="::1", status=404),
             "110103",

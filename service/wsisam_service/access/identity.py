@@ -34,6 +34,12 @@ ANONYMOUS = Identity("anonymous", Role.ADMIN)
 """Everybody, where neither keys nor an issuer are configured."""
 
 
+def address_of(scope: MutableMapping[str, Any]) -> str:
+    """The client's address, behind a proxy that is trusted the one that it tells; empty where there is none."""
+    client = scope.get("client")
+    return str(client[0]) if client else ""
+
+
 def set_identity(scope: MutableMapping[str, Any], identity: Identity) -> None:
     """Note in an ASGI scope who the request comes from."""
     scope[_SCOPE_KEY] = identity

@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
+from wsisam_service.access.allowances import Allowances
 from wsisam_service.access.identity import Identity
 from wsisam_service.errors import RateLimited
-
-MINUTE_S = 60.0
-PRUNE_FROM = 1000
-"""Identities remembered before those are forgotten who have asked nothing for a minute."""
-
-
-@dataclass(slots=True)
-class _Allowance:
-    """What is left of a minute's requests at `at_s`; a minute later all of them are back."""
-
-    left: float
-    at_s: float
 
 
 class Shares:
@@ -31,28 +18,15 @@ class Shares:
     """
 
     def __init__(self, *, per_minute: int, work: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._per_minute = per_minute
+        self._allowances = Allowances(per_minute, clock=clock)
         self._work = work
-        self._clock = clock
-        self._allowances: dict[str, _Allowance] = {}
         self._working: Counter[str] = Counter()
 
     def count(self, identity: Identity) -> None:
         """Count one request. Raises `RateLimited`."""
-        if not self._per_minute:
-            return
-        now = self._clock()
-        allowance = self._allowances.get(identity.id)
-        if allowance is None:
-            self._prune(now)
-            allowance = self._allowances[identity.id] = _Allowance(self._per_minute, now)
-        rate = self._per_minute / MINUTE_S
-        allowance.left = min(self._per_minute, allowance.left + (now - allowance.at_s) * rate)
-        allowance.at_s = now
-        if allowance.left < 1:
-            wait_s = math.ceil((1 - allowance.left) / rate)
-            raise RateLimited(f"at most {self._per_minute} requests a minute", retry_after_s=max(1, wait_s))
-        allowance.left -= 1
+        if wait_s := self._allowances.wait_s(identity.id):
+            raise RateLimited(f"at most {self._allowances.per_minute} requests a minute", retry_after_s=wait_s)
+        self._allowances.take(identity.id)
 
     @contextlib.contextmanager
     def working(self, identity: Identity) -> Iterator[None]:
@@ -66,8 +40,3 @@ class Shares:
             self._working[identity.id] -= 1
             if not self._working[identity.id]:
                 del self._working[identity.id]
-
-    def _prune(self, now: float) -> None:
-        if len(self._allowances) >= PRUNE_FROM:
-            kept = {name: one for name, one in self._allowances.items() if now - one.at_s < MINUTE_S}
-            self._allowances = kept

@@ -8,18 +8,20 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
+from wsisam_service.access.failures import Failures
 from wsisam_service.access.gate import Gate
-from wsisam_service.access.identity import set_identity
+from wsisam_service.access.identity import Identity, address_of, set_identity
 from wsisam_service.access.path_keys import path_key_of
 from wsisam_service.access.rules import need_of, suffices
 from wsisam_service.access.shares import Shares
-from wsisam_service.errors import Forbidden
+from wsisam_service.errors import Forbidden, Unauthorized
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
     gate: Gate
     shares: Shares
+    failures: Failures
 
 
 async def admit(request: Request) -> AsyncIterator[None]:
@@ -31,7 +33,7 @@ async def admit(request: Request) -> AsyncIterator[None]:
         yield
         return
     admission: Admission = request.app.state.admission
-    identity = await admission.gate.identify(request.headers.get("authorization"), path_key_of(request.scope))
+    identity = await _identify(request, admission)
     set_identity(request.scope, identity)
     if not suffices(identity.role, need.role):
         raise Forbidden(f"this needs the role {need.role}")
@@ -41,3 +43,19 @@ async def admit(request: Request) -> AsyncIterator[None]:
     admission.shares.count(identity)
     with admission.shares.working(identity) if need.work else contextlib.nullcontext():
         yield
+
+
+async def _identify(request: Request, admission: Admission) -> Identity:
+    """Who asks. Credentials from an address with too many wrong ones are not looked at: `RateLimited`. Who has none
+    guesses nothing, and is told that they are needed.
+    """
+    authorization, path_key = request.headers.get("authorization"), path_key_of(request.scope)
+    if not admission.gate.asks or (authorization is None and path_key is None):
+        return await admission.gate.identify(authorization, path_key)
+    address = address_of(request.scope)
+    admission.failures.check(address)
+    try:
+        return await admission.gate.identify(authorization, path_key)
+    except Unauthorized:
+        admission.failures.count(address)
+        raise

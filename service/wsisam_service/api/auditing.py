@@ -8,7 +8,7 @@ from http import HTTPStatus
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from wsisam_service.access.identity import identity_of
+from wsisam_service.access.identity import address_of, identity_of
 from wsisam_service.api.middleware import ClientGone
 from wsisam_service.audit.events import CLIENT_GONE_STATUS, AuditEvent
 from wsisam_service.audit.trail import AuditTrail
@@ -58,12 +58,11 @@ def _event(scope: Scope, status: int, seconds: float) -> AuditEvent:
     """The route by its template and the slide by its id, for a path may hold anything that a client put there."""
     identity = identity_of(scope)
     slide = str(scope.get("path_params", {}).get("slide_id", ""))
-    client = scope.get("client")
     return AuditEvent(
         "request",
         who=UNKNOWN if identity is None else identity.id,
         role="" if identity is None else identity.role,
-        address=client[0] if client else "",
+        address=address_of(scope),
         route=f"{scope['method']} {getattr(scope.get('route'), 'path', 'unmatched')}",
         slide=slide if _SLIDE_ID.fullmatch(slide) else "",
         status=status,

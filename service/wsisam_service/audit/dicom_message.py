@@ -86,6 +86,8 @@ def _kind(event: AuditEvent) -> tuple[Code, Code | None, ActionCode]:
         HTTPStatus.UNAUTHORIZED: (_AUTHENTICATION, _LOGIN),
         HTTPStatus.FORBIDDEN: (_ALERT, _RESTRICTED),
     }
+    if event.status == HTTPStatus.TOO_MANY_REQUESTS and not event.role:
+        unallowed[event.status] = (_AUTHENTICATION, _LOGIN)  # nobody knows who it was: too many wrong credentials
     known = own.get(event.action) or unallowed.get(event.status)
     if known is not None:
         return *known, "E"
