@@ -104,12 +104,14 @@ def load_base_weights(path: Path, config: ModelConfig) -> BaseWeights:
     """The base of the model `config` from a `.pth` with `image_encoder.*`, `prompt_encoder.*` and `mask_decoder.*`."""
     sha256 = file_sha256(path)
     state = {key: tensor for key, tensor in _load_pickled(path).items() if not key.startswith(_CLASSIFIER)}
+    # Only the large part on the meta device: random numbers there import torch's compiler, 2 s and 100 MB.
     with torch.device("meta"):
-        parts: dict[str, nn.Module] = {
-            "image_encoder": build_image_encoder(config),
-            "prompt_encoder": PromptEncoder(config.image_size),
-            "mask_decoder": MaskDecoder(),
-        }
+        encoder = build_image_encoder(config)
+    parts: dict[str, nn.Module] = {
+        "image_encoder": encoder,
+        "prompt_encoder": PromptEncoder(config.image_size),
+        "mask_decoder": MaskDecoder(),
+    }
     expected = {f"{part}.{key}": tensor for part in parts for key, tensor in parts[part].state_dict().items()}
     _check_fit(path, expected, state)
     split = {part: _under(part, state) for part in parts}
@@ -186,8 +188,7 @@ def _load_branch(path: Path, config: ModelConfig, base: BaseWeights) -> State:
 
 
 def _check_branch(path: Path, state: State, config: ModelConfig, prefix: str = "") -> None:
-    with torch.device("meta"):
-        expected = Adapter(config.early_channels).state_dict()
+    expected = Adapter(config.early_channels).state_dict()
     _check_fit(path, {prefix + k: v for k, v in expected.items()}, {prefix + k: v for k, v in state.items()})
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,3 +57,13 @@ def test_a_named_adapters_file_that_is_missing_is_an_error(tmp_path: Path) -> No
 def test_an_unknown_model_is_an_error() -> None:
     with pytest.raises(UnknownModelError, match="no model is called 'sam3'; there are lite_medsam"):
         load_model("sam3")
+
+
+def test_loading_a_model_leaves_torchs_compiler_alone() -> None:
+    """Its import costs 2 s and 100 MB of a start, and some of torch's functions bring it in unasked."""
+    code = (
+        "import sys; from wsisam_model import load_model; load_model(engine='torch', device='cpu');"
+        "print([m for m in ('torch._dynamo', 'sympy') if m in sys.modules])"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"

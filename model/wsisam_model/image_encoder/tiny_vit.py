@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -110,9 +111,9 @@ class Attention(nn.Module):
 
 def _offset_index(window: int) -> Tensor:
     """Column of the bias table for each pair of window positions: |Δrow|·w + |Δcolumn|, int64 (w·w, w·w)."""
-    rows, columns = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
-    row, column = rows.flatten(), columns.flatten()
-    return (row[:, None] - row).abs() * window + (column[:, None] - column).abs()
+    # In numpy: on the meta device, where checkpoints are checked, torch's arithmetic would import its compiler.
+    row, column = np.divmod(np.arange(window * window), window)
+    return torch.from_numpy(np.abs(row[:, None] - row) * window + np.abs(column[:, None] - column))
 
 
 class Mlp(nn.Module):
