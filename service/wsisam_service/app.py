@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import Depends, FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from wsisam_service.access.failures import Failures
 from wsisam_service.access.opening import open_gate
@@ -122,5 +123,13 @@ def create_app(
     app.state.audit = trail
     app.add_middleware(AuditMiddleware, trail=trail)
     app.add_middleware(RequestMiddleware)
+    if settings.cors_origins:  # outside of what refuses requests, so that pages can read refusals
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST", "DELETE"),
+            allow_headers=("authorization", "content-type", "if-none-match", "x-request-id", "traceparent"),
+            expose_headers=("server-timing", "etag", "retry-after", "x-request-id", "www-authenticate", "link"),
+        )
     app.add_middleware(KeyInPath)
     return app

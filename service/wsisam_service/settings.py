@@ -73,6 +73,8 @@ class Settings(BaseSettings):
     that with three of them the next caller's click is still let in."""
     wrong_credentials_per_minute: int = Field(60, ge=0)
     """Wrong keys and tokens from one address, beyond which credentials from there are not looked at. 0 is no limit."""
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    """Origins, as https://viewer.example.org, whose pages may call the whole service from a browser (CORS)."""
     token: SecretStr = SecretStr("")
     """Key or access token that `segment --url` and `precompute` send to the server."""
 
@@ -177,7 +179,7 @@ class Settings(BaseSettings):
     """Signs refine tokens and hides fingerprints in view keys. If empty, a random one signs the tokens of this
     process only, and the fingerprints are not hidden."""
 
-    @field_validator("slides", "sam_weights_hosts", "iiif_origins", mode="before")
+    @field_validator("slides", "sam_weights_hosts", "iiif_origins", "cors_origins", mode="before")
     @classmethod
     def _split_list(cls, value: object) -> object:
         """Environment variables hold one text; commas separate its parts."""
@@ -187,6 +189,14 @@ class Settings(BaseSettings):
     @classmethod
     def _usable_roots(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(check_root(root) if is_pacs(root) else root for root in value)
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:  # never "*": whoever has a key would send it from any page
+            if not re.fullmatch(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", origin):
+                raise ValueError(f"{origin} is not an origin, as a browser sends it: https://viewer.example.org")
+        return value
 
     @field_validator("pacs", mode="before")
     @classmethod

@@ -48,7 +48,7 @@ class _ReadableElsewhere(APIRoute):
             if "*" in origins:
                 response.headers["access-control-allow-origin"] = "*"
             elif origins:
-                response.headers["vary"] = "origin"
+                response.headers.add_vary_header("origin")
                 if origin in origins:
                     response.headers["access-control-allow-origin"] = origin
             return response
