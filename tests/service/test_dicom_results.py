@@ -162,19 +162,39 @@ def test_polygons_come_back_from_annotations_to_a_hundredth_of_a_pixel(headers: 
     assert found.ReferencedImageSequence[0].ReferencedSOPInstanceUID == headers[0].SOPInstanceUID
 
 
-def test_wsidicom_finds_the_annotations_on_its_slide(
-    slides: Path, headers: list[pydicom.Dataset], tmp_path: Path
-) -> None:
+def test_wsidicom_reads_the_annotations_on_their_slide_to_a_hundredth_of_a_pixel(slides: Path, tmp_path: Path) -> None:
+    """Beside a segmentation of the same slide, which it has no reader for and passes over."""
     wsidicom = pytest.importorskip("wsidicom")
-    own = convert(slides / "tissue.tif", tmp_path / "slide")
-    result = made(own, [Outline(DISC, "Tumor", 0.75)], "ann")
-    (tmp_path / "slide" / "annotations.dcm").write_bytes(result.content)
-    with wsidicom.WsiDicom.open(tmp_path / "slide") as slide:
+    folder = tmp_path / "slide"
+    own = convert(slides / "tissue.tif", folder)
+    far = Polygon([(1400.123456, 1000.654321), (1500.111, 1001), (1499.5, 1020.987654)])
+    outlines = [Outline(DISC, "Tumor", 0.75), Outline(far, "Tumor", 0.5), Outline(ISLANDS, "Stroma")]
+    (folder / "annotations.dcm").write_bytes(made(own, outlines, "ann").content)
+    (folder / "segmentation.dcm").write_bytes(made(own, [Outline(RING, "Tumor")]).content)
+    with wsidicom.WsiDicom.open(folder) as slide:
+        assert (slide.size.width, slide.size.height) == (WIDTH, HEIGHT)
         (instance,) = slide.annotations
-        (annotation,) = instance.groups[0].annotations
-        read = np.array([(point.x, point.y) for point in annotation.geometry.points])
-    assert instance.groups[0].label == "Tumor"
-    assert len(read) >= len(shapely.get_coordinates(DISC)) - 1
+        tumor, stroma = instance.groups
+    assert instance.coordinate_type == "image"
+    assert instance.slide_uids.frame_of_reference == own[0].FrameOfReferenceUID
+    assert [(group.label, len(group)) for group in (tumor, stroma)] == [("Tumor", 2), ("Stroma", 2)]
+    assert tumor.type_code.meaning == "Neoplasm"
+    drawn = [DISC, far, *ISLANDS.geoms]
+    for outline, annotation in zip(drawn, [*tumor.annotations, *stroma.annotations], strict=True):
+        read = np.array(annotation.geometry.to_coords())
+        assert np.abs(shapely.get_coordinates(outline)[:-1] - read).max() < 0.01
+    told = [{one.code.meaning: one.value for one in annotation.measurements} for annotation in tumor.annotations]
+    assert [one["Predicted intersection over union"] for one in told] == pytest.approx([0.75, 0.5])
+    areas = [outline.area * MPP**2 for outline in (DISC, far)]
+    assert [one["Area"] for one in told] == pytest.approx(areas, rel=1e-5)
+
+
+def test_wsidicom_has_no_reader_for_a_segmentation(headers: list[pydicom.Dataset], tmp_path: Path) -> None:
+    """What docs/PACS.md says of it; once this fails, wsidicom can prove segmentations too."""
+    wsidicom = pytest.importorskip("wsidicom")
+    (tmp_path / "segmentation.dcm").write_bytes(made(headers).content)
+    with pytest.raises(wsidicom.errors.WsiDicomNotFoundError):
+        wsidicom.WsiDicom.open(tmp_path)
 
 
 def test_a_hole_is_refused_with_a_hint(headers: list[pydicom.Dataset]) -> None:

@@ -64,7 +64,7 @@ def _dataset(
     image = source_image(header)
     content = [part for group in groups for part in _content(group)]
     uid = uid_of("ANN", image.SOPInstanceUID, str(algorithm), str(mpp), *content)
-    return highdicom.ann.MicroscopyBulkSimpleAnnotations(
+    annotations = highdicom.ann.MicroscopyBulkSimpleAnnotations(
         [image],
         annotation_coordinate_type=highdicom.ann.AnnotationCoordinateTypeValues.SCOORD,
         annotation_groups=[_group(number, group, mpp, algorithm, uid) for number, group in enumerate(groups, 1)],
@@ -77,6 +77,10 @@ def _dataset(
         series_description=f"{NAME} annotations",
         **equipment(algorithm),
     )
+    # highdicom leaves it out where coordinates are pixels; readers find the slide's other levels by it.
+    annotations.FrameOfReferenceUID = image.FrameOfReferenceUID
+    annotations.PositionReferenceIndicator = image.get("PositionReferenceIndicator")
+    return annotations
 
 
 def _group(
