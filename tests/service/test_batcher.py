@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 
 import pytest
 
 from wsisam_service.errors import Overloaded, WorkerUnavailable
+from wsisam_service.execution import batcher as batcher_module
 from wsisam_service.execution.batcher import Answer, Batcher, Lane
 from wsisam_service.logs import RequestIds, current_request
 
@@ -69,6 +71,31 @@ def test_what_waits_goes_in_one_call_and_decodes_overtake(bench: Bench) -> None:
     bench.device.release.set()
     assert results(encodes + decodes) == [1, 4, 9, 16, 25]
     assert bench.device.calls[1:] == [("decode", "m", [3, 4, 5]), ("encode", "m", [1, 2])]
+
+
+def test_decodes_without_end_leave_every_encode_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batcher_module, "MIN_PATIENCE_S", 0.02)
+    bench = Bench()
+    bench.device.trouble = lambda _: time.sleep(0.001)
+    over = threading.Event()
+
+    def again(_: object = None) -> None:
+        if not over.is_set():
+            bench.batcher.submit(bench.decodes, "m", [7])[0].add_done_callback(again)
+
+    for _ in range(3):  # always two that wait while one runs
+        again()
+    bench.encodes.max_batch = 1
+    encodes = bench.batcher.submit(bench.encodes, "m", [1, 2])
+    bench.device.release.set()
+    done = results(encodes)
+    over.set()
+    bench.batcher.close()
+    assert done == [1, 4]
+    kinds = [kind for kind, _, _ in bench.device.calls[1:]]
+    first, second = (number for number, kind in enumerate(kinds) if kind == "encode")
+    assert first > 1, "decodes still overtake"
+    assert second > first + 1
 
 
 def test_a_click_waits_for_one_item_of_each_large_request_and_not_for_all_of_it(bench: Bench) -> None:

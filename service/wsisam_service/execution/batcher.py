@@ -1,7 +1,8 @@
 """One thread owns the device; what waits when the device is free goes together in one call.
 
 There is no timer: a lone item starts at once on an idle device, and batches form by themselves while it is busy. Lanes
-are served in order, so decodes overtake encodes. Within a lane the requests that wait take turns, one item each, so
+are served in order, so decodes overtake encodes; but now and then a lane that has waited has its turn, or decodes
+without end would leave no encode done. Within a lane the requests that wait take turns, one item each, so
 that a click waits for a few items of a large request and not for all of it. Admission is a count of work taken in and
 not yet answered, checked at the door (DESIGN section 8).
 """
@@ -32,6 +33,10 @@ _Result = TypeVar("_Result")
 
 _SMOOTHING = 0.2
 """Weight of the newest batch in the measured seconds per item."""
+PATIENCE, MIN_PATIENCE_S = 4, 0.5
+"""A lane waits for those before it as long as this many of its own calls take, and at least so long: a fifth of a busy
+device at most is its own.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,15 @@ class Lane(Generic[_Item, _Result]):
         """By turn: a request's first item has the turn after the one that runs, each further one the turn after."""
         self._turn = 0
         self._last_turns: dict[str, int] = {}
+        self._ended = 0.0
+
+    def overdue(self, now: float) -> bool:
+        """Whether what waits has seen others served for long enough."""
+        if not self.waiting:
+            return False
+        call_s = self.seconds_per_item * min(self.max_batch, len(self.waiting))
+        since = max(self._ended, min(entry.submitted for entry in self.waiting))
+        return now - since > max(MIN_PATIENCE_S, PATIENCE * call_s)
 
     def queue(self, entries: Sequence[_Waiting[_Item, _Result]], request: str) -> None:
         """Let `entries` of `request` wait, each in its turn."""
@@ -101,7 +115,8 @@ class Lane(Generic[_Item, _Result]):
         return batch
 
     def measured(self, seconds: float, items: int) -> None:
-        """Report one call, and take it into the average that Retry-After is made of."""
+        """Report one call that has ended, and take it into the average that Retry-After is made of."""
+        self._ended = time.perf_counter()
         metrics.BATCH_SIZE.labels(kind=self.kind).observe(items)
         if self.seconds is not None:
             self.seconds.observe(seconds)
@@ -111,8 +126,8 @@ class Lane(Generic[_Item, _Result]):
 
 
 class Batcher:
-    """Runs the lanes' work, the first lane first. `limits` bounds admitted work of each kind; `free_memory` lets go of
-    device memory when a call ran out of it.
+    """Runs the lanes' work, the first lane first overdue ones in between. `limits` bounds admitted work of
+    each kind; `free_memory` lets go of device memory when a call ran out of it.
     """
 
     def __init__(
@@ -208,10 +223,11 @@ class Batcher:
         return True
 
     def _next(self) -> tuple[Lane[Any, Any], list[_Waiting[Any, Any]]] | None:
-        """The next batch of the first lane that has one; waits for work. None when stopped."""
+        """The next batch of an overdue lane, else of the first that has one; waits for work. None when stopped."""
         with self._changed:
             while self._stopped is None:
-                for lane in self._lanes:
+                now = time.perf_counter()
+                for lane in (*(lane for lane in self._lanes[1:] if lane.overdue(now)), *self._lanes):
                     batch = lane.take()
                     self._report_depth(lane)
                     if batch:
