@@ -1,45 +1,66 @@
 """What each stage costs in each engine, beside the peers' way and what this machine could do at best.
 
-    python bench/floor.py [--threads 1] [--clock cpu] [--rounds 10] [--json FILE]
+    python bench/floor.py [--model vit_b] [--threads 1] [--clock cpu] [--rounds 10] [--json FILE]
 
-The floor of a stage is the time its multiply-adds take at the machine's own rate of a matrix product, or its weights,
+Adapters are random, and so are the base's weights where none are at hand: costs do not depend on their values. The
+floor of a stage is the time its multiply-adds take at the machine's own rate of a matrix product, or its weights,
 inputs and outputs at its rate of copying, whichever is longer; both rates are measured in the same run with the same
 clock. On a machine that others use too, `--clock cpu` with one thread tells what an undisturbed run would take; on a
-quiet machine `--clock wall` with all threads is what a user waits.
+quiet machine `--clock wall` with all threads is what a user waits, and a warm click is timed as well, in process and as
+a request to /v1 of a service in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import platform
 import statistics
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import openvino
+import skimage.data
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from wsisam_model.adapters import Adapter, Adapters
-from wsisam_model.checkpoints import AdapterWeights, BaseWeights, load_base_weights
-from wsisam_model.config import model_config
+from wsisam_model.checkpoints import BaseWeights, load_base_weights, save_adapters
+from wsisam_model.config import MODELS, ModelConfig
 from wsisam_model.decoder_batch import DecodeRequest, collate
-from wsisam_model.image_encoder import load_image_encoder
+from wsisam_model.errors import CheckpointError
+from wsisam_model.image_encoder import build_image_encoder, load_image_encoder
 from wsisam_model.image_encoder.vit import segment_anything_modeling
+from wsisam_model.mask_decoder import MaskDecoder
 from wsisam_model.network import ViewFeatures
 from wsisam_model.predictor import Predictor
+from wsisam_model.prompt_encoder import PromptEncoder
 from wsisam_model.prompt_tensors import branch_prompt
 from wsisam_model.prompts import Prompt
-from wsisam_model.registry import base_weights_path
+from wsisam_model.registry import base_weights_path, load_model
+from wsisam_service.assembly import build_executor
+from wsisam_service.bench import running_service
+from wsisam_service.execution.backend import PredictorBackend
+from wsisam_service.jobs import Timings
+from wsisam_service.segmenting.prompts import PromptSpec
+from wsisam_service.segmenting.segmenter import Segmenter, SegmentRequest
+from wsisam_service.settings import Settings
+from wsisam_service.slides.catalogue import Catalogue
+from wsisam_service.slides.write import write_pyramid
 
 BOX = Prompt(box=(60.0, 70.0, 180.0, 200.0))
+CLICKED = (970.0, 960.0, 1070.0, 1110.0)
+TISSUE_MPP, TISSUE_TILES = 0.5, 4
 MATRIX_SIDE = 1024
 COPY_BYTES = 64 * 2**20
 
@@ -66,12 +87,30 @@ class PeerDecode(nn.Module):
         return masks, iou
 
 
-def random_adapters(early_channels: int) -> AdapterWeights:
-    """Adapters of seeded random numbers, for costs: their masks mean nothing."""
+def base_of(config: ModelConfig, folder: Path) -> Path:
+    """The base's weights: those at hand, else seeded random ones in `folder`."""
+    try:
+        return base_weights_path(config)
+    except CheckpointError:
+        path = folder / f"{config.name}.pth"
+    if not path.exists():
+        torch.manual_seed(0)
+        parts = {
+            "image_encoder": build_image_encoder(config),
+            "prompt_encoder": PromptEncoder(config.image_size),
+            "mask_decoder": MaskDecoder(),
+        }
+        torch.save({f"{part}.{key}": value for part in parts for key, value in parts[part].state_dict().items()}, path)
+    return path
+
+
+def random_adapters(config: ModelConfig, base: BaseWeights, folder: Path) -> Path:
+    """A file of adapters of seeded random numbers: their masks mean nothing."""
     torch.manual_seed(0)
-    state = Adapters(Adapter(early_channels), Adapter(early_channels)).state_dict()
-    hr, lr = ({key[3:]: value for key, value in state.items() if key.startswith(part)} for part in ("hr.", "lr."))
-    return AdapterWeights("random", "0" * 64, {}, hr, lr)
+    state = Adapters(Adapter(config.early_channels), Adapter(config.early_channels)).state_dict()
+    path = folder / "adapters.safetensors"
+    save_adapters(path, state, model=config.name, base_sha256=base.sha256, data="random numbers", licence="any use")
+    return path
 
 
 def stages(predictor: Predictor, image: np.ndarray[Any, Any]) -> dict[str, Action]:
@@ -119,6 +158,31 @@ def peers(base: BaseWeights, predictor: Predictor, image: np.ndarray[Any, Any], 
         "peer openvino: SAM decode": request.infer,
         "peer torch: dual form": eager(lambda: plain.dual_decode(trained, features, prompts[0], features, prompts[1])),
     }
+
+
+@contextmanager
+def clicks(predictor: Predictor, folder: Path, flags: list[str]) -> Iterator[dict[str, Action]]:
+    """The same warm click in this process and over HTTP, both from what is asked to the outline in the answer."""
+    path = folder / "tissue.tif"
+    write_pyramid(path, np.tile(skimage.data.immunohistochemistry(), (TISSUE_TILES, TISSUE_TILES, 1)), TISSUE_MPP)
+    settings = Settings(slides=(str(path),))
+    executor = build_executor(settings, PredictorBackend(predictor, settings.store_format))
+    segmenter = Segmenter(executor, settings)
+    (listed,) = Catalogue(settings.slides).list().slides
+    slide, asked = listed.slide, SegmentRequest([PromptSpec(box=CLICKED)])
+    assert slide is not None
+    with (
+        asyncio.Runner() as loop,
+        running_service(path, flags) as url,
+        httpx.Client(base_url=url, timeout=300) as client,
+    ):
+        (known,) = client.get("/v1/slides").raise_for_status().json()["slides"]
+        address, body = f"/v1/slides/{known['id']}/segment", {"prompts": [{"box": CLICKED}]}
+        yield {
+            "openvino: warm click in process": lambda: loop.run(segmenter.segment(slide, asked, Timings())),
+            "openvino: warm click over HTTP": lambda: client.post(address, json=body).raise_for_status(),
+        }
+        loop.run(executor.aclose())
 
 
 def floors(base: BaseWeights, predictor: Predictor, image: np.ndarray[Any, Any]) -> dict[str, tuple[float, float]]:
@@ -190,27 +254,37 @@ def _nbytes(module: nn.Module) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=MODELS, default="lite_medsam")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clock", choices=CLOCKS, default="cpu")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--folder", type=Path, help="for random weights and their converted networks, to be used again")
     options = parser.parse_args()
-    config = model_config("lite_medsam")
-    base = load_base_weights(base_weights_path(config), config)
+    with tempfile.TemporaryDirectory() as temporary:
+        run(options, options.folder or Path(temporary))
+
+
+def run(options: argparse.Namespace, folder: Path) -> None:
+    config, clock = MODELS[options.model], CLOCKS[options.clock]
+    weights = base_of(config, folder)
+    base = load_base_weights(weights, config)
+    model = {"weights": weights, "adapters": random_adapters(config, base, folder), "threads": options.threads}
+    model |= {"engine_cache": folder, "device": "cpu"}
     image = np.random.default_rng(0).integers(0, 256, (config.image_size, config.image_size, 3), dtype=np.uint8)
-    predictors = {
-        engine: Predictor(
-            config, base, random_adapters(config.early_channels), device="cpu", engine=engine, threads=options.threads
-        )
-        for engine in ("torch", "openvino")
-    }
+    predictors = {engine: load_model(config.name, engine=engine, **model) for engine in ("torch", "openvino")}
     assert [predictor.engine for predictor in predictors.values()] == list(predictors)
     actions = {f"{e}: {stage}": action for e, p in predictors.items() for stage, action in stages(p, image).items()}
     actions |= peers(base, predictors["torch"], image, options.threads)
-    clock = CLOCKS[options.clock]
     best = rates(clock)
     load = os.getloadavg()
-    times = measure(actions, options.rounds, clock)
+    if options.clock == "wall":
+        flags = [text for name, value in model.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+        flags += ["--model", config.name, "--engine", "openvino"]
+        with clicks(predictors["openvino"], folder, flags) as clicked:
+            times = measure(actions | clicked, options.rounds, clock)
+    else:
+        times = measure(actions, options.rounds, clock)
     work = floors(base, predictors["torch"], image)
     floor = {
         stage: max(flop / best["flop_per_s"], nbytes / best["bytes_per_s"]) for stage, (flop, nbytes) in work.items()
@@ -218,6 +292,7 @@ def main() -> None:
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     about = {
         "commit": commit,
+        "model": config.name,
         "device": f"cpu, {options.threads} thread(s), {platform.machine()}",
         "clock": options.clock,
         "engines": {"torch": torch.__version__, "openvino": openvino.__version__},
