@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from typing import Self
 
 import torch
@@ -95,22 +94,16 @@ class TrainedPrompt(nn.Module):
             rows[_PADDING] = self.not_a_point_embed.weight
         return torch.cat(rows)
 
-    def takes_click(self, prompt: Prompt) -> bool:
-        """Whether `prompt` is one positive click, without a box, that the adapters were trained to see as it is."""
-        return "1" in self.point_embeddings and prompt.box is None and sum(prompt.labels) == 1
-
     def readings(self, prompt: Prompt, view_size: tuple[int, int]) -> list[Prompt]:
         """What `prompt`, in HR view pixels, may mean (`point_box.readings`); itself if clicks are taken as such."""
         if self.point_box is None:
             return [prompt]
-        if self.takes_click(prompt):
-            return [replace(prompt, mask_hr=None, mask_lr=None)]
         spread, lone_side = self.point_box.tolist()
         return readings(prompt, view_size, spread, lone_side)
 
     def complete(self, prompt: Prompt, view_size: tuple[int, int]) -> Prompt:
         """`prompt`, in HR view pixels, with a box around its clicks if the adapters want one."""
-        if self.point_box is None or self.takes_click(prompt):
+        if self.point_box is None:
             return prompt
         spread, lone_side = self.point_box.tolist()
         return with_point_box(prompt, view_size, spread, lone_side)

@@ -39,8 +39,6 @@ class Recipe:
 
     boxes: float = 0.4
     """Share of box prompts; the rest are points."""
-    lone: float = 0.4
-    """Share of the point prompts with one positive click."""
     box_noise: float = 0.25
     """Boxes are noisy by up to this, uniformly, but for the tight ones."""
     tight: float = 0.2

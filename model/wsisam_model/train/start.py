@@ -9,7 +9,7 @@ from wsisam_model.adapters import Adapter, Adapters, TrainedPrompt
 from wsisam_model.config import ModelConfig
 from wsisam_model.network import WsiSam
 
-TRAINED_VECTORS = ("point_embeddings.0.weight", "point_embeddings.1.weight")
+TRAINED_VECTORS = ("point_embeddings.0.weight",)
 """Vectors of the prompt encoder that are trained along: the one that says "background point", which LiteMedSAM never
 learned. The box corners stay frozen, and "object point" and "no box" are never said, since clicks become a box."""
 

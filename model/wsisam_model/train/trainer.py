@@ -33,7 +33,7 @@ WINDOW_MARGIN = 1.5
 """A window is this much larger than the object, so that what lies around it counts too."""
 MIN_WINDOW, MAX_WINDOW = 20, 48
 """Sides of windows in cells."""
-POINT_COUNTS = (2, 3, 3, 4, 5, 5, 6, 7, 8, 10)
+POINT_COUNTS = (1, 1, 1, 2, 3, 3, 4, 5, 5, 6, 7, 8, 10)
 CHECKPOINT_EVERY = 100
 
 
@@ -185,7 +185,7 @@ class Trainer:
         if rng.random() < recipe.boxes:
             noise = 0.0 if rng.random() < recipe.tight else float(rng.uniform(0, recipe.box_noise))
             return Prompt(box=draws.noisy_box(draws.tight_box(sample.mask), noise, rng))
-        count = 1 if rng.random() < recipe.lone else int(rng.choice(POINT_COUNTS))
+        count = int(rng.choice(POINT_COUNTS))
         negatives = int(rng.integers(1, 4)) if rng.random() < 0.4 else 0
         positive = draws.positive_points(sample.mask, count, rng)
         negative = draws.negative_points(sample.mask, negatives, rng)
