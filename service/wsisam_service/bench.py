@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -63,9 +63,13 @@ def boxes(slide: Slide) -> Iterator[tuple[float, float, float, float]]:
 
 
 @contextmanager
-def running_service(slides: Path, flags: list[str]) -> Iterator[str]:
-    """`wsisam serve` on a free port as a process of its own; yields its URL once it is ready."""
-    command = [sys.executable, "-m", "wsisam_service.cli", "serve", "--slides", str(slides), "--port", "0", *flags]
+def running_service(
+    slides: Path | str, flags: list[str], program: Sequence[str] = ("-m", "wsisam_service.cli")
+) -> Iterator[str]:
+    """`wsisam serve` on a free port as a process of its own; yields its URL once it is ready. `program` is what Python
+    runs for it.
+    """
+    command = [sys.executable, *program, "serve", "--slides", str(slides), "--port", "0", *flags]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:  # noqa: S603  # our own command
         try:
             url = announced_url(process)
