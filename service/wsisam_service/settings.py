@@ -51,7 +51,8 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     insecure: bool = False
-    """Listen beyond loopback although nobody is asked who they are, because something in front of the service asks."""
+    """Listen beyond loopback, and answer to any host name, although nobody is asked who they are, because something in
+    front of the service asks."""
 
     keys: Path | None = None
     """File of API keys, which `wsisam key new` writes; with it every caller is asked who they are."""

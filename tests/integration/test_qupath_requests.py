@@ -206,7 +206,7 @@ def test_javas_own_client_gets_the_whole_answer(shared: Path, qupath_service: An
     arguments = [f"{qupath_service.url}/sam/", str(tmp_path / "body.json"), str(tmp_path / "answer.json")]
     ran = subprocess.run(["java", str(CLIENT), *arguments], capture_output=True, text=True, timeout=120, check=False)
     assert ran.stdout.split() == ["200", "HTTP_1_1"], ran.stderr
-    head = f"POST /sam/ HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = f"POST /sam/ HTTP/1.1\r\nHost: [::]\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     direct = send(qupath_service.port, head.encode("ascii") + body).json
     (by_java,) = json.loads((tmp_path / "answer.json").read_text("utf-8"))
     assert by_java["geometry"] == direct[0]["geometry"]

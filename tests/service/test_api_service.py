@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -50,7 +52,26 @@ async def test_openapi_describes_every_route_and_resolves(client: httpx.AsyncCli
     assert {"/v1/segment", "/v1/slides/{slide_id}/prewarm", "/v1/slides/{slide_id}/region"} <= description[
         "paths"
     ].keys()
-    assert (await client.get("/docs")).status_code == 200
+
+
+async def test_the_page_over_the_description_runs_one_script_that_is_known_by_its_hash(
+    client: httpx.AsyncClient,
+) -> None:
+    """It is somebody else's, and the page's path or tab may hold a key."""
+    page = await client.get("/docs")
+    assert page.status_code == 200
+    policy = dict(part.split(" ", 1) for part in page.headers["content-security-policy"].split("; "))
+    assert policy["default-src"] == "'none'"
+    assert policy["connect-src"] == "'self'"
+    assert "unsafe" not in policy["script-src"]
+    foreign = re.findall(r"<(?:script|link)[^>]*https://[^>]*>", page.text)
+    assert len(foreign) == 2
+    for tag in foreign:
+        assert re.search(r'integrity="sha384-[A-Za-z0-9+/]{64}"', tag)
+        assert 'crossorigin="anonymous"' in tag
+    (own,) = re.findall(r"<script>(.*?)</script>", page.text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(own.encode()).digest()).decode()
+    assert f"'sha256-{digest}'" in policy["script-src"]
 
 
 def references(node: Any) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,20 @@ async def test_tiles_are_for_every_page_but_tell_a_named_one_by_name(tmp_path: P
             answer = await client.get(f"/k/{guarded.key}/v1/slides/x/iiif/info.json", headers={"origin": origin})
             assert answer.headers["access-control-allow-origin"] == allowed
             assert "access-control-allow-credentials" not in answer.headers
+
+
+@pytest.mark.parametrize("said", [{}, {"content-type": "text/plain"}, {"content-type": "multipart/form-data"}])
+async def test_what_a_page_may_post_without_a_preflight_is_refused(said: dict[str, str], settings: Settings) -> None:
+    """Where nobody is asked who they are, the page needs no key."""
+    app = create_app(settings, Catalogue(settings.slides), NumpyExecutor())
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
+    ):
+        slide = (await client.get("/v1/slides")).json()["slides"][0]["id"]
+        for path in (f"/v1/slides/{slide}/segment", f"/v1/slides/{slide}/results", "/sam/weights/", "/sam/"):
+            answer = await client.post(path, content=json.dumps(BOX), headers={"origin": ELSEWHERE, **said})
+            assert answer.status_code == 415, path
 
 
 async def test_by_default_no_page_elsewhere_may_call(tmp_path: Path, slides: Path) -> None:

@@ -62,6 +62,23 @@ def serving(*flags: str) -> Iterator[tuple[subprocess.Popen[str], str, list[str]
             process.stderr.close()
 
 
+def test_where_nobody_is_asked_a_foreign_name_is_refused(server: tuple[subprocess.Popen[str], str]) -> None:
+    """DNS rebinding: a page elsewhere whose name leads here is, to the browser, a page of this service."""
+    _, url = server
+    port = httpx.URL(url).port
+    for host in ("evil.example", f"evil.example:{port}", "localhost.evil.example", "127.0.0.1.evil.example", "", "["):
+        answer = httpx.get(f"{url}/v1/slides", headers={"host": host})
+        assert answer.status_code == 403, host
+        assert answer.json()["type"] == "/problems/forbidden"
+    for host in (f"localhost:{port}", f"127.0.0.1:{port}", "[::1]:8000", "LOCALHOST"):
+        assert httpx.get(f"{url}/v1/slides", headers={"host": host}).status_code == 200, host
+
+
+def test_what_stands_in_front_may_bring_any_name(slides: Path) -> None:
+    with serving("--slides", str(slides), "--insecure") as (_, url, _):
+        assert httpx.get(f"{url}/v1/slides", headers={"host": "slides.example"}).status_code == 200
+
+
 def test_it_serves_and_ends_cleanly_at_ctrl_c(server: tuple[subprocess.Popen[str], str]) -> None:
     process, url = server
     assert httpx.get(f"{url}/readyz").status_code == 200
@@ -88,7 +105,7 @@ def test_a_client_that_offers_http2_keeps_its_body(server: tuple[subprocess.Pope
     slide_id = httpx.get(f"{url}/v1/slides").json()["slides"][0]["id"]
     body = json.dumps({"prompts": [{"box": [600, 400, 760, 520]}]})
     head = (
-        f"POST /v1/slides/{slide_id}/segment HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\n"
+        f"POST /v1/slides/{slide_id}/segment HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings\r\n"
         "Upgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from wsisam_service.api.problems import error_response
-from wsisam_service.errors import BodyTooLarge, Timeout
+from wsisam_service.errors import BodyTooLarge, InvalidRequest, Timeout
 from wsisam_service.logs import RequestIds, current_request
 from wsisam_service.metrics import INFLIGHT, REQUEST_SECONDS, REQUESTS
 
@@ -50,6 +50,8 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)["x-request-id"] = ids.request_id
+                if _has_two_ends(headers):  # what follows it may be a body to whoever stands in front of us
+                    MutableHeaders(scope=message)["connection"] = "close"
             await send(message)
 
         start = time.perf_counter()
@@ -84,7 +86,10 @@ class LimitsMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        told = Headers(scope=scope).get("content-length", "0")
+        headers = Headers(scope=scope)
+        if _has_two_ends(headers):
+            raise InvalidRequest("a body has a length or comes in chunks, not both")
+        told = headers.get("content-length", "0")
         if not told.isascii() or not told.isdigit() or int(told) > self.max_body_bytes:
             raise self._too_large()
         received = 0
@@ -127,6 +132,11 @@ async def unless_client_gone(request: Request, work: Coroutine[Any, Any, T]) -> 
         task.cancel()
         watcher.cancel()
         await asyncio.gather(task, watcher, return_exceptions=True)
+
+
+def _has_two_ends(headers: Headers) -> bool:
+    """Whether a request's body ends elsewhere for those who believe the length than for those who count chunks."""
+    return "content-length" in headers and "transfer-encoding" in headers
 
 
 async def _connection_end(request: Request) -> None:

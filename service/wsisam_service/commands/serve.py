@@ -43,9 +43,12 @@ def run(options: argparse.Namespace) -> int:
 
 
 async def _serve(settings: Settings, listener: socket.socket) -> None:
+    from wsisam_service.api.local_hosts import LocalHosts
     from wsisam_service.assembly import build_service
 
     service = build_service(settings)
+    if not (settings.asks_callers or settings.insecure):
+        service.app.add_middleware(LocalHosts)
     url = url_of(listener, settings)
     notes = service.notes if settings.slides else (*service.notes, NO_SLIDES)
     print("\n".join((*notes, f"listening on {url} (try {url}/docs)")), flush=True)
