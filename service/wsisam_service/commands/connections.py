@@ -55,6 +55,12 @@ def bounded_protocol(max_connections: int) -> type[H11Protocol]:
             elif not self.transport.is_closing():
                 idle[self] = None
 
+        def send_400_response(self, msg: str) -> None:
+            super().send_400_response(msg)
+            if self.cycle is not None:  # its head was right and its body is not: the application has nobody to answer
+                self.cycle.disconnected = True
+                self.cycle.message_event.set()
+
         def _answered_early(self) -> bool:
             return self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY
 
