@@ -21,8 +21,8 @@ and glomeruli is 2.3, 1.7, 1.5 and 1.35 times the extent of 3, 5, 7 and 10 point
 LONE_SIDE = 0.5
 """Part of the view's side that a lone point's box has: the median object in the view that one click leads to."""
 
-LONE_SIDES = (0.5, 0.75, 1.0, 1.4)
-"""What one click may mean, as multiples of the lone side: all are decoded and the surest mask is taken."""
+LONE_SIDES = (0.75, 1.4)
+"""What one click may mean, as multiples of the lone side: both are decoded and the surest mask is taken."""
 
 Mask = npt.NDArray[np.bool_]
 Box = tuple[float, float, float, float]
@@ -35,9 +35,10 @@ def with_point_box(
     """`prompt` with its clicks turned into a box; prompts without points stay as they are.
 
     The box is the extent of the n positive points times 1 + `spread` / n about its middle, no side shorter than
-    `lone_side` / √n of the view's longer side, and ends halfway to negative points beside the extent. A box that was
-    given is kept, and widened to hold the positive points. Left are the negative points inside the box; the positive
-    ones and a mask prompt of an earlier answer are not. `view_size` is (height, width).
+    `lone_side` / √n of the view's longer side; where the mask prompt of an earlier answer lies under positive points,
+    it is what holds that part and all of them instead. It ends halfway to negative points beside the extent. A box
+    that was given is kept, and widened to hold the positive points. Left are the negative points inside the box; the
+    positive ones and the mask prompt are not. `view_size` is (height, width).
     """
     if not prompt.points:
         return prompt
@@ -47,8 +48,12 @@ def with_point_box(
     if prompt.box is not None:
         box = _around([*positive, prompt.box[:2], prompt.box[2:]])
     elif positive:
-        least = lone_side * max(view_size) / math.sqrt(len(positive))
-        box = _cut(_grown(_around(positive), 1 + spread / len(positive), least), _around(positive), negative)
+        extent = _around(positive)
+        if (earlier := _earlier(prompt, positive, view_size)) is not None:
+            guess = _around([*positive, earlier[:2], earlier[2:]])
+        else:
+            guess = _grown(extent, 1 + spread / len(positive), lone_side * max(view_size) / math.sqrt(len(positive)))
+        box = _cut(guess, extent, negative)
     else:
         return prompt
     inside = tuple(point for point in negative if box[0] < point[0] < box[2] and box[1] < point[1] < box[3])
@@ -57,27 +62,44 @@ def with_point_box(
 
 def readings(prompt: Prompt, view_size: tuple[int, int], spread: float, lone_side: float) -> list[Prompt]:
     """What `prompt` may mean, each `with_point_box`: several boxes for one click alone, else one."""
-    lone = prompt.box is None and sum(prompt.labels) == 1
+    lone = prompt.box is None and prompt.mask_hr is None and sum(prompt.labels) == 1
     sides = LONE_SIDES if lone else (1.0,)
     return [with_point_box(prompt, view_size, spread, lone_side * side) for side in sides]
 
 
 def reread(prompt: Prompt, read: Prompt, answer: Mask) -> Prompt | None:
-    """`read`, which several clicks of `prompt` became, with the box of what `answer` (H, W) found under the positive
-    clicks in place of the guess; None if there is nothing to gain.
+    """`read`, which the clicks of `prompt` became, with the box of the positive clicks and of what `answer` (H, W) found
+    under them in place of the guess; None where the box was given, or nothing was found.
     """
     positive = [point for point, label in zip(prompt.points, prompt.labels, strict=True) if label]
-    if prompt.box is not None or len(positive) < 2:
+    if prompt.box is not None or not positive:
         return None
-    _, pieces = cv2.connectedComponents(answer.astype(np.uint8))
-    height, width = answer.shape
-    places = [(min(max(round(y), 0), height - 1), min(max(round(x), 0), width - 1)) for x, y in positive]
-    found = {int(pieces[place]) for place in places} - {0}
+    box = _found(answer, positive)
+    return None if box is None else replace(read, box=_around([*positive, box[:2], box[2:]]))
+
+
+def _earlier(prompt: Prompt, positive: list[Point], view_size: tuple[int, int]) -> Box | None:
+    """The box of what the mask prompt has under the positive points, in view pixels."""
+    if prompt.mask_hr is None:
+        return None
+    scale = max(view_size) / len(prompt.mask_hr)
+    box = _found(prompt.mask_hr > 0, [((x + 0.5) / scale - 0.5, (y + 0.5) / scale - 0.5) for x, y in positive])
+    if box is None:
+        return None
+    x0, y0, x1, y1 = ((edge + 0.5) * scale - 0.5 for edge in box)
+    return x0, y0, x1, y1
+
+
+def _found(mask: Mask, places: list[Point]) -> Box | None:
+    """The box around the pieces of `mask` (H, W) under `places`, None if there are none."""
+    _, pieces = cv2.connectedComponents(mask.astype(np.uint8))
+    height, width = mask.shape
+    pixels = [(min(max(round(y), 0), height - 1), min(max(round(x), 0), width - 1)) for x, y in places]
+    found = {int(pieces[pixel]) for pixel in pixels} - {0}
     if not found:
         return None
     ys, xs = np.nonzero(np.isin(pieces, list(found)))
-    box = (float(xs.min()) - 0.5, float(ys.min()) - 0.5, float(xs.max()) + 0.5, float(ys.max()) + 0.5)
-    return replace(read, box=box)
+    return float(xs.min()) - 0.5, float(ys.min()) - 0.5, float(xs.max()) + 0.5, float(ys.max()) + 0.5
 
 
 def _around(points: list[Point]) -> Box:

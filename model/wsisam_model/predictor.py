@@ -125,18 +125,20 @@ class Predictor:
 
     def decode(self, requests: Sequence[DecodeRequest]) -> list[Decoded]:
         """The masks of any mixture of requests, in their order, each as if asked alone. Raises `PromptError`."""
-        readings = [self._readings(request) for request in requests]
-        decoded = iter(self._decode_each([reading for alike in readings for reading in alike]))
-        chosen = [max(((reading, next(decoded)) for reading in alike), key=_sureness) for alike in readings]
-        answers = [answer for _, answer in chosen]
+        readings = [(index, reading) for index, request in enumerate(requests) for reading in self._readings(request)]
+        answers = self._decode_each([reading for _, reading in readings])
         again = {
-            index: second
-            for index, (request, (reading, answer)) in enumerate(zip(requests, chosen, strict=True))
-            if (second := self._again(request, reading, answer)) is not None
+            row: second
+            for row, ((index, reading), answer) in enumerate(zip(readings, answers, strict=True))
+            if (second := self._again(requests[index], reading, answer)) is not None
         }
-        for index, answer in zip(again, self._decode_each(list(again.values())), strict=True):
-            answers[index] = answer
-        return answers
+        for row, answer in zip(again, self._decode_each(list(again.values())), strict=True):
+            answers[row] = answer
+        surest: dict[int, Decoded] = {}
+        for (index, _), answer in zip(readings, answers, strict=True):
+            if index not in surest or _sureness(answer) > _sureness(surest[index]):
+                surest[index] = answer
+        return [surest[index] for index in range(len(requests))]
 
     def _decode_each(self, requests: Sequence[DecodeRequest]) -> list[Decoded]:
         answers: dict[int, Decoded] = {}
@@ -156,8 +158,8 @@ class Predictor:
         return [replace(request, prompt=prompt) for prompt in prompts]
 
     def _again(self, request: DecodeRequest, reading: DecodeRequest, answer: Decoded) -> DecodeRequest | None:
-        """`reading` with the box of its answer, where the box was guessed from several clicks."""
-        if reading.prompt is request.prompt or sum(request.prompt.labels) < 2:
+        """`reading` with the box of its answer, where the box was guessed from clicks."""
+        if reading.prompt is request.prompt:
             return None
         mask = upscale_logits(answer.logits[:1], self.config, request.hr.view_size)[0] > 0
         prompt = reread(request.prompt, reading.prompt, mask)
@@ -174,8 +176,8 @@ class Predictor:
         return fused_iou(logits[:, :height, :width], self._calibration)
 
 
-def _sureness(pair: tuple[DecodeRequest, Decoded]) -> float:
-    return confidence(pair[1].logits[0])
+def _sureness(answer: Decoded) -> float:
+    return confidence(answer.logits[0])
 
 
 def _effort(request: DecodeRequest) -> tuple[bool, int]:

@@ -258,17 +258,30 @@ def test_a_given_box_is_widened_to_hold_clicks_on_the_object() -> None:
     assert with_point_box(only, (256, 256)) is only
 
 
-def test_one_click_is_read_at_several_sizes_and_several_clicks_at_one() -> None:
+def test_one_click_is_read_at_two_sizes_and_several_clicks_at_one() -> None:
     click = Prompt(points=((100.0, 100.0), (10.0, 10.0)), labels=(1, 0))
     sides = [read.box[2] - read.box[0] for read in readings(click, (256, 256), 3.5, 0.5) if read.box is not None]
-    assert sides == pytest.approx([64, 96, 128, 179.2])
+    assert sides == pytest.approx([96, 179.2])
     clicks = Prompt(points=((100.0, 100.0), (140.0, 120.0)), labels=(1, 1))
     assert len(readings(clicks, (256, 256), 3.5, 0.5)) == 1
     box = Prompt(box=(1.0, 2.0, 30.0, 40.0))
     assert readings(box, (256, 256), 3.5, 0.5) == [box]
 
 
-def test_an_answer_gives_several_clicks_the_box_of_the_pieces_they_lie_on() -> None:
+def test_a_click_after_an_answer_starts_from_the_box_of_that_answer() -> None:
+    mask = np.full((256, 256), -5.0, np.float32)
+    mask[20:61, 30:81] = 5.0
+    mask[200:220, 200:220] = 5.0
+    missed = Prompt(points=((100.0, 80.0), (180.0, 90.0)), labels=(1, 1), mask_hr=mask)
+    wider = with_point_box(missed, (512, 512))
+    assert (wider.box, wider.mask_hr) == ((59.5, 39.5, 180.0, 121.5), None)
+    beside = Prompt(points=((100.0, 80.0), (140.0, 80.0)), labels=(1, 0), mask_hr=mask)
+    assert [read.box for read in readings(beside, (512, 512), 3.5, 0.5)] == [(59.5, 39.5, 120.0, 121.5)]
+    elsewhere = Prompt(points=((400.0, 20.0),), labels=(1,))
+    assert with_point_box(replace(elsewhere, mask_hr=mask), (512, 512)).box == with_point_box(elsewhere, (512, 512)).box
+
+
+def test_an_answer_gives_clicks_the_box_of_the_pieces_they_lie_on() -> None:
     clicks = Prompt(points=((20.0, 30.0), (25.0, 33.0)), labels=(1, 1))
     (read,) = readings(clicks, (256, 256), 3.5, 0.5)
     answer = np.zeros((256, 256), bool)
@@ -277,6 +290,11 @@ def test_an_answer_gives_several_clicks_the_box_of_the_pieces_they_lie_on() -> N
     second = reread(clicks, read, answer)
     assert second is not None
     assert second.box == (14.5, 27.5, 30.5, 39.5)
+    one = Prompt(points=clicks.points[:1], labels=(1,))
+    assert [again.box for size in readings(one, (256, 256), 3.5, 0.5) if (again := reread(one, size, answer))] == [
+        second.box,
+        second.box,
+    ]
     assert reread(clicks, read, np.zeros_like(answer)) is None
     assert reread(Prompt(box=(1.0, 2.0, 3.0, 4.0)), read, answer) is None
 

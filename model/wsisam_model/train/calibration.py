@@ -18,7 +18,8 @@ from wsisam_model.train.samples import KINDS, NOISES, POINTS, Pixels, Sample
 
 RIDGE = 1e-2
 """Penalty by answer, on numbers scaled to unit variance."""
-ANSWERS = 150
+ANSWERS = 600
+"""Held out, the numbers fitted on 150 answers reached a Spearman's rho of 0.69, on 580 of 0.78."""
 
 
 def calibrate(
