@@ -68,7 +68,7 @@ def readings(prompt: Prompt, view_size: tuple[int, int], spread: float, lone_sid
 
 
 def reread(prompt: Prompt, read: Prompt, answer: Mask) -> Prompt | None:
-    """`read`, which the clicks of `prompt` became, with the box of the positive clicks and of what `answer` (H, W) found
+    """`read`, made of the clicks of `prompt`, with the box of the positive clicks and of what `answer` (H, W) found
     under them in place of the guess; None where the box was given, or nothing was found.
     """
     positive = [point for point, label in zip(prompt.points, prompt.labels, strict=True) if label]
