@@ -26,7 +26,7 @@ from wsisam_model.point_box import reread
 from wsisam_model.preprocessing import Floats, resized_size, to_input, upscale_logits
 from wsisam_model.prompt_tensors import check_prompt
 from wsisam_model.prompts import MASK_SIDE
-from wsisam_model.quality import confidence, fused_iou
+from wsisam_model.quality import confidence, fused_iou, lone_iou
 
 __all__ = ["AdapterInfo", "DecodeRequest", "Decoded", "DecoderView", "Embedding", "Predictor"]
 
@@ -138,7 +138,8 @@ class Predictor:
         for (index, _), answer in zip(readings, answers, strict=True):
             if index not in surest or _sureness(answer) > _sureness(surest[index]):
                 surest[index] = answer
-        return [surest[index] for index in range(len(requests))]
+        lone = [sum(read == index for read, _ in readings) > 1 for index in range(len(requests))]
+        return [self._doubted(surest[index]) if lone[index] else surest[index] for index in range(len(requests))]
 
     def _decode_each(self, requests: Sequence[DecodeRequest]) -> list[Decoded]:
         answers: dict[int, Decoded] = {}
@@ -170,6 +171,9 @@ class Predictor:
             # Positions of prompts need float32 whatever the precision: bfloat16 holds 8 bits of them.
             batch = collate(self.decoder, requests, self.config)
         return scatter(batch, requests, self._engine.run(batch), self._predict_iou)
+
+    def _doubted(self, answer: Decoded) -> Decoded:
+        return replace(answer, predicted_iou=lone_iou(answer.predicted_iou, self._calibration))
 
     def _predict_iou(self, logits: Floats, view_size: tuple[int, int]) -> Floats:
         height, width = (side * MASK_SIDE // self.config.image_size for side in resized_size(view_size, self.config))

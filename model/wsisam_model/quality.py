@@ -49,8 +49,8 @@ def mask_numbers(logits: Floats) -> Floats:
 def fused_iou(logits: Floats, calibration: Mapping[str, npt.NDArray[np.float32]]) -> Floats:
     """Predicted IoU (n,) in 0..1 of fused masks, low-resolution logits (n, h, w) without padding.
 
-    `calibration` holds the adapters' `iou.*` tensors: `weight` (8,) of `mask_numbers` and `bias` (1,). Without them a
-    mask's stability stands for its IoU.
+    `calibration` holds the adapters' `iou.*` tensors: `weight` (8,) of `mask_numbers`, `bias` (1,), and `lone` (1,) for
+    `lone_iou`. Without them a mask's stability stands for its IoU.
     """
     if not calibration:
         return stability(logits)
@@ -59,11 +59,16 @@ def fused_iou(logits: Floats, calibration: Mapping[str, npt.NDArray[np.float32]]
     return np.clip(estimate, 0, 1)
 
 
+def lone_iou(predicted: Floats, calibration: Mapping[str, npt.NDArray[np.float32]]) -> Floats:
+    """What `fused_iou` predicted (n,) for masks that one click led to: which size was meant, no mask says."""
+    return np.clip(predicted + calibration["lone"], 0, 1) if calibration else predicted
+
+
 def check_calibration(shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raise `CheckpointError` unless `shapes` are those of the `iou.*` tensors, or empty."""
-    expected = {"weight": (NUMBERS,), "bias": (1,)}
+    expected = {"weight": (NUMBERS,), "bias": (1,), "lone": (1,)}
     if shapes and {name: tuple(shape) for name, shape in shapes.items()} != expected:
-        raise CheckpointError("the calibration of the predicted IoU is iou.weight (8) and iou.bias (1)")
+        raise CheckpointError("the calibration of the predicted IoU is iou.weight (8), iou.bias (1) and iou.lone (1)")
 
 
 def _numbers(logits: Floats) -> tuple[float, ...]:

@@ -13,7 +13,7 @@ from wsisam_model.evaluate.intervals import bootstrap, spearman
 from wsisam_model.evaluate.metrics import boundary_f, dice, iou
 from wsisam_model.evaluate.report import Results, write_report
 from wsisam_model.evaluate.scores import FROZEN, HR, Clicks, Score
-from wsisam_model.quality import fused_iou, mask_numbers
+from wsisam_model.quality import fused_iou, lone_iou, mask_numbers
 from wsisam_model.train.calibration import fit_calibration
 
 
@@ -66,9 +66,13 @@ def test_a_calibration_learns_iou_from_the_masks_numbers() -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 1, (60, 64, 64)).astype(np.float32) * rng.uniform(0.2, 4, (60, 1, 1)).astype(np.float32)
     numbers = mask_numbers(logits)
+    lone = np.arange(60) % 3 == 0
     truth = 0.2 + 0.6 * numbers[:, 0]
-    tensors = {name: tensor.numpy() for name, tensor in fit_calibration(numbers, truth).items()}
-    np.testing.assert_allclose(fused_iou(logits, tensors), truth, atol=0.02)
+    tensors = {name: tensor.numpy() for name, tensor in fit_calibration(numbers, lone, truth - 0.15 * lone).items()}
+    told = fused_iou(logits, tensors)
+    np.testing.assert_allclose(told, truth, atol=0.02)
+    np.testing.assert_allclose(lone_iou(told, tensors), truth - 0.15, atol=0.02)
+    assert lone_iou(np.array([0.05], np.float32), tensors) == 0
     assert ((fused_iou(logits * 50, tensors) >= 0) & (fused_iou(logits * 50, tensors) <= 1)).all()
 
 

@@ -21,7 +21,7 @@ from wsisam_model.train.cache import EmbeddingCache
 from wsisam_model.train.forward import Query, TrainingDecoder, Window
 from wsisam_model.train.recipe import Recipe
 from wsisam_model.train.samples import Sample, held_out_groups
-from wsisam_model.train.start import finished_state, fresh_adapters
+from wsisam_model.train.start import finished_state, fresh_adapters, part_of_the_way
 from wsisam_model.train.trainer import Trainer, window_around
 
 CONFIG = model_config("lite_medsam")
@@ -297,6 +297,12 @@ def test_an_answer_gives_clicks_the_box_of_the_pieces_they_lie_on() -> None:
     ]
     assert reread(clicks, read, np.zeros_like(answer)) is None
     assert reread(Prompt(box=(1.0, 2.0, 3.0, 4.0)), read, answer) is None
+
+
+def test_a_set_trained_further_may_keep_a_part_of_what_it_learned() -> None:
+    start, end = {"hr.a": torch.tensor([1.0, 2.0])}, {"hr.a": torch.tensor([3.0, -2.0])}
+    assert part_of_the_way(start, end, 0.25)["hr.a"].tolist() == [1.5, 1.0]
+    assert part_of_the_way(start, end, 1.0)["hr.a"].tolist() == [3.0, -2.0]
 
 
 def test_a_recipe_takes_changes_by_name() -> None:

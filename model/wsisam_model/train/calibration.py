@@ -35,26 +35,30 @@ def calibrate(
     which are drawn with `chances`. The LR view is left out.
     """
     rng = np.random.default_rng([seed, answers])
-    numbers, ious = [], []
+    numbers, lone, ious = [], [], []
     for index in rng.choice(len(samples), answers, p=chances):
         sample = samples[index]
         prompt = _prompt(sample, KINDS[int(rng.integers(len(KINDS)))], rng)
+        lone.append(prompt.labels == (1,))
         (answer,) = predictor.decode([DecodeRequest(predictor.prepare(embed(sample.hr)), None, prompt)])
         numbers.append(mask_numbers(answer.logits[:1])[0])
         truth, mask = draws.low_resolution(sample.mask), answer.logits[0] > 0
         ious.append((truth & mask).sum() / max(1, (truth | mask).sum()))
-    return fit_calibration(np.stack(numbers), ious)
+    return fit_calibration(np.stack(numbers), lone, ious)
 
 
-def fit_calibration(numbers: Floats, ious: Sequence[float]) -> dict[str, Tensor]:
-    """Ridge regression of true IoUs on `quality.mask_numbers` (n, 8): the adapters' tensors `weight` and `bias`."""
-    x, y = np.asarray(numbers, np.float64), np.asarray(ious, np.float64)
+def fit_calibration(numbers: Floats, lone: Sequence[bool], ious: Sequence[float]) -> dict[str, Tensor]:
+    """Ridge regression of true IoUs on `quality.mask_numbers` (n, 8) and on whether the prompt was one click: the
+    adapters' tensors `weight`, `lone` and `bias`.
+    """
+    x, y = np.column_stack((numbers, lone)).astype(np.float64), np.asarray(ious, np.float64)
     mean, scale = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-6)
     z = (x - mean) / scale
     penalty = RIDGE * len(z) * np.eye(z.shape[1])
     weight = np.linalg.solve(z.T @ z + penalty, z.T @ (y - y.mean())) / scale
     bias = np.array([y.mean() - mean @ weight])
-    return {"weight": torch.from_numpy(weight).float(), "bias": torch.from_numpy(bias).float()}
+    parts = {"weight": weight[:-1], "lone": weight[-1:], "bias": bias}
+    return {name: torch.from_numpy(part).float() for name, part in parts.items()}
 
 
 def _prompt(sample: Sample, kind: str, rng: np.random.Generator) -> Prompt:

@@ -28,6 +28,9 @@ class Recipe:
     """What is saved is the running mean of the weights; this much of it stays at each step. 0 saves the last ones."""
     shrink: float = 1.0
     """The HR token's part of the mask is saved at this share of what was learned (docs/TRAINING.md says why)."""
+    kept: float = 1.0
+    """What is saved lies this part of the way from where training started to where it ended. A small part keeps a set
+    that is trained further on few objects from getting worse on everything else (docs/TRAINING.md)."""
     seed: int = 0
 
     branches: Branches = "both"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -35,6 +37,11 @@ def fresh_adapters(base: WsiSam, config: ModelConfig, *, seed: int) -> Adapters:
         frozen = base.prompt_encoder.state_dict()
         adapters.prompt.load_state_dict({name: frozen[name] for name in TRAINED_VECTORS}, strict=False)
     return adapters
+
+
+def part_of_the_way(start: Mapping[str, Tensor], end: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """The tensors `share` of the way from `start` to `end`, which have the same names and shapes."""
+    return {key: torch.lerp(start[key], tensor, share) for key, tensor in end.items()}
 
 
 def finished_state(adapters: Adapters, *, shrink: float = 1.0) -> dict[str, Tensor]:

@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     from wsisam_model.registry import base_weights_path, load_model
     from wsisam_model.train.calibration import calibrate
     from wsisam_model.train.recipe import Recipe
-    from wsisam_model.train.start import finished_state
+    from wsisam_model.train.start import finished_state, part_of_the_way
 
     settings = settings_of(options)
     try:
@@ -62,6 +62,7 @@ def run(options: argparse.Namespace) -> int:
     model = {name: getattr(settings, name) for name in MODEL_SETTINGS if name != "model"}
     predictor = load_model(settings.model, adapters="none", **model)
     adapters = _start(options.start, predictor, recipe)
+    start = {name: tensor.clone() for name, tensor in adapters.state_dict().items()}
     trainer = _trainer(options, predictor, adapters, recipe, samples)
     _train(trainer)
     base = load_base_weights(base_weights_path(config, settings.weights), config)
@@ -72,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
         "data": ", ".join(sorted({tissue.image.group_name for tissue in dataset.tissues})),
         "licence": options.licence,
     }
-    adapters.load_state_dict(trainer.average)
+    adapters.load_state_dict(part_of_the_way(start, trainer.average, recipe.kept))
     state = finished_state(adapters, shrink=recipe.shrink)
     save_adapters(options.output, state, **about)
     trained = load_model(settings.model, adapters=options.output, **model)
