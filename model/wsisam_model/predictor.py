@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -138,8 +139,8 @@ class Predictor:
         for (index, _), answer in zip(readings, answers, strict=True):
             if index not in surest or _sureness(answer) > _sureness(surest[index]):
                 surest[index] = answer
-        lone = [sum(read == index for read, _ in readings) > 1 for index in range(len(requests))]
-        return [self._doubted(surest[index]) if lone[index] else surest[index] for index in range(len(requests))]
+        ways = Counter(index for index, _ in readings)
+        return [self._doubted(surest[index]) if ways[index] > 1 else surest[index] for index in range(len(requests))]
 
     def _decode_each(self, requests: Sequence[DecodeRequest]) -> list[Decoded]:
         answers: dict[int, Decoded] = {}
@@ -173,6 +174,7 @@ class Predictor:
         return scatter(batch, requests, self._engine.run(batch), self._predict_iou)
 
     def _doubted(self, answer: Decoded) -> Decoded:
+        """The answer to a prompt that could be read in several ways."""
         return replace(answer, predicted_iou=lone_iou(answer.predicted_iou, self._calibration))
 
     def _predict_iou(self, logits: Floats, view_size: tuple[int, int]) -> Floats:

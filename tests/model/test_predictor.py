@@ -99,6 +99,22 @@ def test_fused_masks_are_rated_by_their_stability(
     assert answer.predicted_iou[0] == pytest.approx(inner / max(outer, 1))
 
 
+def test_one_click_is_told_for_the_guess_it_is(base: BaseWeights, views: tuple[DecoderView, DecoderView]) -> None:
+    torch.manual_seed(6)
+    branches = dict(Adapter(160).state_dict()), dict(Adapter(160).state_dict())
+    iou = {"weight": torch.zeros(8), "bias": torch.tensor([0.7]), "lone": torch.tensor([-0.3])}
+    weights = AdapterWeights("x", "", {}, *branches, {"point_box": torch.tensor([3.5, 0.5])}, iou)
+    clicked = Predictor(CONFIG, base, weights, device="cpu", engine="torch")
+    one, two = ((120.0, 130.0),), ((120.0, 130.0), (90.0, 100.0))
+    prompts = [
+        Prompt(points=one, labels=(1,)),
+        Prompt(points=two, labels=(1, 1)),
+        Prompt(box=(60.0, 70.0, 160.0, 170.0)),
+    ]
+    answers = clicked.decode([DecodeRequest(views[0], None, prompt) for prompt in prompts])
+    assert [float(answer.predicted_iou[0]) for answer in answers] == pytest.approx([0.4, 0.7, 0.7])
+
+
 def test_encoding_gives_each_view_its_embedding(predictor: Predictor) -> None:
     images = np.random.default_rng(8).integers(0, 256, (2, 256, 192, 3), dtype=np.uint8)
     first, second = predictor.encode(list(images))
