@@ -126,8 +126,8 @@ class Lane(Generic[_Item, _Result]):
 
 
 class Batcher:
-    """Runs the lanes' work, the first lane first overdue ones in between. `limits` bounds admitted work of
-    each kind; `free_memory` lets go of device memory when a call ran out of it.
+    """Runs the lanes' work: the first lane first, overdue ones in between. `limits` bounds admitted work of each kind;
+    `free_memory` lets go of device memory when a call ran out of it.
     """
 
     def __init__(

@@ -53,7 +53,7 @@ offset of 1 and the threshold of 0.95 were chosen. At 1 its best outlines reach 
 """
 IOU_SCALE = {"lite_medsam": 0.75}
 """What the quality threshold is multiplied with where adapters predict it: the window's 0.88 is meant for SAM's own
-number, which flatters. Theirs is 0.66 where masks truly reach 0.8, and never 0.88 (docs/MODEL_CARD.md).
+number, which flatters. Theirs is 0.7 to 0.8 where masks truly reach 0.8, and hardly ever 0.88 (docs/MODEL_CARD.md).
 """
 EDGE_PX = 2
 """What comes this near to the picture's border, in its own pixels or the view's, counts as cut by it."""
