@@ -68,14 +68,14 @@ def readings(prompt: Prompt, view_size: tuple[int, int], spread: float, lone_sid
 
 
 def reread(prompt: Prompt, read: Prompt, answer: Mask) -> Prompt | None:
-    """`read`, made of the clicks of `prompt`, with the box of what `answer` (H, W) found under the positive ones in
-    place of the guess; None where the box was given, or nothing was found.
+    """`read`, made of the clicks of `prompt`, with the box of the positive ones and of what `answer` (H, W) found under
+    them in place of the guess; None where the box was given, or nothing was found.
     """
     positive = [point for point, label in zip(prompt.points, prompt.labels, strict=True) if label]
     if prompt.box is not None or not positive:
         return None
     box = _found(answer, positive)
-    return None if box is None else replace(read, box=box)
+    return None if box is None else replace(read, box=_around([*positive, box[:2], box[2:]]))
 
 
 def _earlier(prompt: Prompt, positive: list[Point], view_size: tuple[int, int]) -> Box | None:

@@ -295,6 +295,10 @@ def test_an_answer_gives_clicks_the_box_of_the_pieces_they_lie_on() -> None:
         second.box,
         second.box,
     ]
+    missed = Prompt(points=(*clicks.points, (60.0, 33.0)), labels=(1, 1, 1))
+    wider = reread(missed, read, answer)
+    assert wider is not None
+    assert wider.box == (14.5, 27.5, 60.0, 39.5), "a click that the answer missed is not given up"
     assert reread(clicks, read, np.zeros_like(answer)) is None
     assert reread(Prompt(box=(1.0, 2.0, 3.0, 4.0)), read, answer) is None
 
