@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import cached_property
 from typing import Self
 
 import torch
@@ -98,15 +99,20 @@ class TrainedPrompt(nn.Module):
         """What `prompt`, in HR view pixels, may mean (`point_box.readings`); itself if clicks are taken as such."""
         if self.point_box is None:
             return [prompt]
-        spread, lone_side = self.point_box.tolist()
-        return readings(prompt, view_size, spread, lone_side)
+        return readings(prompt, view_size, *self._box_numbers)
 
-    def complete(self, prompt: Prompt, view_size: tuple[int, int]) -> Prompt:
-        """`prompt`, in HR view pixels, with a box around its clicks if the adapters want one."""
+    def complete(self, prompt: Prompt, view_size: tuple[int, int], *, keep_points: bool = False) -> Prompt:
+        """`prompt`, in HR view pixels, with a box around its clicks if the adapters want one (`with_point_box`)."""
         if self.point_box is None:
             return prompt
+        return with_point_box(prompt, view_size, *self._box_numbers, keep_points=keep_points)
+
+    @cached_property
+    def _box_numbers(self) -> tuple[float, float]:
+        """`point_box`; read from the device once, since every such read waits for all that runs there."""
+        assert self.point_box is not None
         spread, lone_side = self.point_box.tolist()
-        return with_point_box(prompt, view_size, spread, lone_side)
+        return spread, lone_side
 
 
 class IouCalibration(nn.Module):

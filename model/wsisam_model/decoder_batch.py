@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,18 +20,15 @@ from wsisam_model.fast_decoder import (
     Layout,
 )
 from wsisam_model.mask_decoder import MASKS
-from wsisam_model.preprocessing import Floats, lr_from_hr, to_model_frame
-from wsisam_model.prompt_tensors import check_prompt
+from wsisam_model.preprocessing import Floats
+from wsisam_model.prompt_tensors import FILLER_KIND, check_prompt, pad_prompts, prompt_numbers
 from wsisam_model.prompts import Prompt
 from wsisam_model.transformer import WIDTH
 
 Quality = Callable[[Floats, tuple[int, int]], Floats]
 """Predicted IoU (n,) of fused low-resolution logits (n, 256, 256) on a view of this (height, width)."""
-
-_CORNER_KINDS = (2, 3)
-_PADDING_KIND = 4
-_FILLER_KIND = 5
-"""A slot of the batch without a token; masked wherever tokens are keys."""
+ForEach = Callable[[Callable[[int], "Decoded"], Iterable[int]], Iterable["Decoded"]]
+"""Calls a function with each of some numbers, as `map` does: in turn, or in threads."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,14 +118,23 @@ def collate(decoder: FastDecoder, requests: Sequence[DecodeRequest], config: Mod
 
 
 def scatter(
-    batch: DecoderBatch, requests: Sequence[DecodeRequest], output: DecoderOutput, quality: Quality
-) -> list[Decoded]:
-    """Each request's answer, in the order of `requests`; `quality` predicts the IoU of fused masks."""
-    arrays = _Arrays(*(tensor.float().cpu().numpy() for tensor in output[:4]))
-    answers = {
-        index: _answer(row, requests[index], batch.layout, arrays, quality) for row, index in enumerate(batch.order)
-    }
-    return [answers[index] for index in range(len(requests))]
+    batch: DecoderBatch,
+    requests: Sequence[DecodeRequest],
+    output: DecoderOutput,
+    quality: Quality,
+    for_each: ForEach = map,
+) -> Iterable[Decoded]:
+    """Each request's answer, in the order of `requests`; `quality` predicts the IoU of fused masks.
+
+    `output` is free to be overwritten when this returns, also where `for_each` has yet to make the answers.
+    """
+    arrays = _Arrays(*_on_host(output[:4]))
+    rows = {index: row for row, index in enumerate(batch.order)}
+
+    def answer(index: int) -> Decoded:
+        return _answer(rows[index], requests[index], batch.layout, arrays, quality)
+
+    return for_each(answer, range(len(requests)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +145,18 @@ class _Arrays:
     sam_masks: Floats
     iou: Floats
     lr_token_logits: Floats
+
+
+def _on_host(tensors: Sequence[Tensor]) -> list[Floats]:
+    """The tensors as float32 arrays. From a device they come through page-locked memory, with one wait for all."""
+    device = tensors[0].device
+    if device.type != "cuda":
+        return [tensor.float().cpu().numpy() for tensor in tensors]
+    arrays = [torch.empty(tensor.shape, pin_memory=True) for tensor in tensors]
+    for array, tensor in zip(arrays, tensors, strict=True):
+        array.copy_(tensor.float(), non_blocking=True)
+    torch.cuda.current_stream(device).synchronize()
+    return [array.numpy() for array in arrays]
 
 
 def _answer(row: int, request: DecodeRequest, layout: Layout, arrays: _Arrays, quality: Quality) -> Decoded:
@@ -191,7 +209,9 @@ def _dense(decoder: FastDecoder, rows: Sequence[_Row]) -> Tensor | None:
 def _tokens(decoder: FastDecoder, rows: Sequence[_Row], config: ModelConfig) -> tuple[Tensor, Tensor]:
     """The rows' input tokens (R, T, 256), padded with zeros to the longest, and which of them are tokens (R, T)."""
     network, position = decoder.network, decoder.position
-    coordinates, kinds = _pad([_sparse(row, config) for row in rows])
+    coordinates, kinds = pad_prompts(
+        [prompt_numbers(row.prompt, row.view.view_size, config, lr=row.branch == "lr") for row in rows]
+    )
     places = torch.as_tensor(coordinates).to(position)
     kind = torch.as_tensor(kinds, device=position.device)
     frozen = torch.tensor([row.frozen for row in rows], device=position.device)
@@ -200,8 +220,7 @@ def _tokens(decoder: FastDecoder, rows: Sequence[_Row], config: ModelConfig) -> 
     table = encoder.kind_table()
     trained = table if decoder.adapters is None else decoder.adapters.prompt.kind_table(table)
     tables = torch.cat((torch.stack((trained, table)), table.new_zeros(2, 1, WIDTH)), dim=1)
-    encoded = encoder.pe_layer((places + 0.5) / config.image_size) * (kind < _PADDING_KIND).unsqueeze(-1)
-    sparse = encoded + tables[frozen.long().unsqueeze(1), kind]
+    sparse = encoder.positions(places, kind) + tables[frozen.long().unsqueeze(1), kind]
 
     own = network.mask_decoder.tokens(sparse[:, :0], None)
     if decoder.adapters is None:
@@ -210,32 +229,5 @@ def _tokens(decoder: FastDecoder, rows: Sequence[_Row], config: ModelConfig) -> 
         learned = torch.cat((decoder.adapters.hr.hf_token.weight, decoder.adapters.lr.hf_token.weight))
         branch = torch.tensor([int(row.branch == "lr") for row in rows], device=position.device)
         hf = (learned[branch] * ~frozen.unsqueeze(-1)).unsqueeze(1)
-    real = torch.cat((own.new_ones(own.shape[:2]).bool(), ~frozen.unsqueeze(-1), kind != _FILLER_KIND), dim=1)
+    real = torch.cat((own.new_ones(own.shape[:2]).bool(), ~frozen.unsqueeze(-1), kind != FILLER_KIND), dim=1)
     return torch.cat((own, hf, sparse), dim=1), real
-
-
-def _sparse(row: _Row, config: ModelConfig) -> tuple[Floats, list[int]]:
-    """A row's prompt tokens: places (N, 2) in the model frame and kinds, rows of `PromptEncoder.kind_table`."""
-    prompt = row.prompt
-    places = [*prompt.points]
-    kinds = [int(label) for label in prompt.labels]
-    if prompt.box is not None:
-        places += [prompt.box[:2], prompt.box[2:]]
-        kinds += _CORNER_KINDS
-    elif prompt.points:
-        places.append((0.0, 0.0))
-        kinds.append(_PADDING_KIND)
-    xy = np.array(places, np.float32).reshape(-1, 2)
-    if row.branch == "lr":
-        xy = lr_from_hr(xy, row.view.view_size)
-    return to_model_frame(xy, row.view.view_size, config), kinds
-
-
-def _pad(prompts: Sequence[tuple[Floats, list[int]]]) -> tuple[Floats, npt.NDArray[np.int64]]:
-    longest = max(len(kinds) for _, kinds in prompts)
-    coordinates = np.zeros((len(prompts), longest, 2), np.float32)
-    kinds = np.full((len(prompts), longest), _FILLER_KIND, np.int64)
-    for row, (places, its_kinds) in enumerate(prompts):
-        coordinates[row, : len(places)] = places
-        kinds[row, : len(its_kinds)] = its_kinds
-    return coordinates, kinds

@@ -92,9 +92,9 @@ class DecoderInputs(NamedTuple):
     """Each row's view, for engines that read them where they lie; or all of them, with the leading axis R."""
     dense: Tensor | None
     """(R, 4096, 256): what a row's mask prompt adds beyond the no-mask embedding; None if no row has one."""
-    fused_hr: Sequence[Tensor]
-    """F (32, 65536) of each adapted HR row."""
-    fused_lr: Sequence[Tensor]
+    fused_hr: Sequence[Tensor] | Tensor
+    """F (32, 65536) of each adapted HR row, one by one or with a leading axis."""
+    fused_lr: Sequence[Tensor] | Tensor
     """F of each LR row whose mask is wanted."""
 
 
@@ -206,8 +206,12 @@ class FastDecoder(nn.Module):
         Returns the mask rows' tokens (mask_rows, 2 + masks, 256) and every row's HF token (R, 256).
         """
         count = layout.mask_rows
-        rows = [IOU_ROW, *range(1, 1 + layout.masks), HF_ROW]
-        read = self.final(Q[:count, rows], Q0[:count, rows], K[:count])
+
+        def rows(tokens: Tensor) -> Tensor:
+            # Slices, since a list of rows would be copied to the device, which a CUDA graph cannot capture.
+            return torch.cat((tokens[:count, : 1 + layout.masks], tokens[:count, HF_ROW : HF_ROW + 1]), dim=1)
+
+        read = self.final(rows(Q), rows(Q0), K[:count])
         rest = self.final(Q[count:, HF_ROW : HF_ROW + 1], Q0[count:, HF_ROW : HF_ROW + 1], K[count:])
         return read, torch.cat((read[:, -1], rest[:, 0]))
 
@@ -288,7 +292,7 @@ def _to_grid(x: Tensor) -> Tensor:
     return cells.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(len(x), MASK_SIDE, MASK_SIDE, -1)
 
 
-def _token_logits(adapter: Adapter, t: Tensor, upscaled: Tensor, fused: Sequence[Tensor]) -> Tensor:
+def _token_logits(adapter: Adapter, t: Tensor, upscaled: Tensor, fused: Sequence[Tensor] | Tensor) -> Tensor:
     """<t, G> (R, 256, 256) without forming G: the last convolution is collapsed with the token (6b)."""
     if not len(t):
         return t.new_zeros(0, MASK_SIDE, MASK_SIDE)
@@ -300,11 +304,14 @@ def _token_logits(adapter: Adapter, t: Tensor, upscaled: Tensor, fused: Sequence
     features = activate(F.layer_norm(features, norm.normalized_shape, norm.weight, norm.bias, norm.eps))
     kernels = torch.einsum("rk,kcyx->ryxc", t, last.weight).flatten(1, 2)
     taps = (kernels @ features.flatten(1, 2).transpose(1, 2)).reshape(len(t), 3, 3, MASK_SIDE, MASK_SIDE)
-    image = torch.stack([token @ F_view for token, F_view in zip(t, fused, strict=True)])
-    return image.reshape(-1, MASK_SIDE, MASK_SIDE) + _add_taps(taps) + (t @ last.bias)[:, None, None]
+    if isinstance(fused, Tensor):
+        image = t.unsqueeze(1) @ fused
+    else:
+        image = torch.stack([token @ F_view for token, F_view in zip(t, fused, strict=True)])
+    return image.reshape(-1, MASK_SIDE, MASK_SIDE) + add_taps(taps) + (t @ last.bias)[:, None, None]
 
 
-def _add_taps(taps: Tensor) -> Tensor:
+def add_taps(taps: Tensor) -> Tensor:
     """A 3x3 convolution's nine products (R, 3, 3, H, W), each at its own pixel, summed where they belong: (R, H, W)."""
     height, width = taps.shape[-2:]
     padded = F.pad(taps, (1, 1, 1, 1))

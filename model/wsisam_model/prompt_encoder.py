@@ -13,6 +13,8 @@ WIDTH = 256
 """Channels of tokens, image embedding and dense prompt."""
 GRID = 64
 """Side of the image embedding, for every backbone."""
+PADDING_KIND = 4
+"""Row of `kind_table` that follows points without a box; the first row that has no place."""
 
 
 class PositionalEncoding(nn.Module):
@@ -79,10 +81,14 @@ class PromptEncoder(nn.Module):
         if points is not None and labels is not None:
             tokens.append(self._encode(points) + kinds[labels.long()])
             if boxes is None:
-                tokens.append(kinds[4].expand(len(points), 1, WIDTH))
+                tokens.append(kinds[PADDING_KIND].expand(len(points), 1, WIDTH))
         if boxes is not None:
             tokens.append(self._encode(boxes.reshape(-1, 2, 2)) + kinds[2:4])
         return torch.cat(tokens, dim=1) if tokens else kinds.new_zeros(1, 0, WIDTH)
+
+    def positions(self, places: Tensor, kinds: Tensor) -> Tensor:
+        """The encoding (B, N, 256) of `places` (B, N, 2); zero where the kind, a row of `kind_table`, has no place."""
+        return self._encode(places) * (kinds < PADDING_KIND).unsqueeze(-1)
 
     def dense(self, mask: Tensor | None) -> Tensor:
         """The map D (B, 256, 64, 64) of mask logits (B, 1, 256, 256); (1, 256, 1, 1), to broadcast, without a mask."""

@@ -6,13 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from wsisam_model.config import ModelConfig
 from wsisam_model.errors import PromptError
 from wsisam_model.preprocessing import Floats, lr_from_hr, to_model_frame
+from wsisam_model.prompt_encoder import PADDING_KIND
 from wsisam_model.prompts import MASK_SIDE, Prompt
+
+_CORNER_KINDS = (2, 3)
+FILLER_KIND = 5
+"""A slot of a padded prompt without a token; masked wherever tokens are keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,3 +73,34 @@ def branch_prompt(
     if masks[0] is not None:
         mask = torch.as_tensor(np.stack([given for given in masks if given is not None])[:, None]).to(like)
     return BranchPrompt(points, labels, boxes, mask)
+
+
+def prompt_numbers(
+    prompt: Prompt, view_size: tuple[int, int], config: ModelConfig, *, lr: bool
+) -> tuple[Floats, list[int]]:
+    """The tokens of `prompt`, in HR view pixels, in one branch: places (N, 2) in the model frame and kinds, rows of
+    `PromptEncoder.kind_table`. N is 0 for a mask alone.
+    """
+    places = [*prompt.points]
+    kinds = [int(label) for label in prompt.labels]
+    if prompt.box is not None:
+        places += [prompt.box[:2], prompt.box[2:]]
+        kinds += _CORNER_KINDS
+    elif prompt.points:
+        places.append((0.0, 0.0))
+        kinds.append(PADDING_KIND)
+    xy = np.array(places, np.float32).reshape(-1, 2)
+    if lr:
+        xy = lr_from_hr(xy, view_size)
+    return to_model_frame(xy, view_size, config), kinds
+
+
+def pad_prompts(prompts: Sequence[tuple[Floats, list[int]]]) -> tuple[Floats, npt.NDArray[np.int64]]:
+    """Places (R, N, 2) and kinds (R, N) of the rows' `prompt_numbers`, filled up to the longest with `FILLER_KIND`."""
+    longest = max(len(kinds) for _, kinds in prompts)
+    coordinates = np.zeros((len(prompts), longest, 2), np.float32)
+    kinds = np.full((len(prompts), longest), FILLER_KIND, np.int64)
+    for row, (places, its_kinds) in enumerate(prompts):
+        coordinates[row, : len(places)] = places
+        kinds[row, : len(its_kinds)] = its_kinds
+    return coordinates, kinds

@@ -55,7 +55,7 @@ def base() -> WsiSam:
 
 
 def make_trainer(folder: Path, base: WsiSam, sample: Sample, embedding: Embedding, recipe: Recipe) -> Trainer:
-    decoder = TrainingDecoder(base, fresh_adapters(base, CONFIG, seed=recipe.seed), CONFIG)
+    decoder = TrainingDecoder(base, fresh_adapters(base, CONFIG, recipe), CONFIG)
     return Trainer(decoder, [sample], lambda view: embedding, recipe, folder)
 
 
@@ -81,7 +81,7 @@ def test_the_training_forward_gives_the_plain_networks_logits(
 
 
 def test_fresh_adapters_start_from_the_sam_mask_of_their_own_pass(base: WsiSam, embedding: Embedding) -> None:
-    decoder = TrainingDecoder(base, fresh_adapters(base, CONFIG, seed=0), CONFIG)
+    decoder = TrainingDecoder(base, fresh_adapters(base, CONFIG, Recipe()), CONFIG)
     with torch.no_grad():
         (answer,) = decoder([Query(embedding, embedding, Prompt(box=(80.0, 100.0, 160.0, 180.0)))])
     torch.testing.assert_close(answer.logits, answer.sam)
@@ -155,14 +155,14 @@ def test_training_hr_alone_leaves_the_lr_branch_and_the_base_as_they_were(
 
 
 def test_what_is_saved_gives_the_lr_branch_the_hr_branchs_mask_features(base: WsiSam) -> None:
-    state = finished_state(fresh_adapters(base, CONFIG, seed=0))
+    state = finished_state(fresh_adapters(base, CONFIG, Recipe()))
     for name in ("embedding_encoder.0.weight", "compress_vit_feat.3.bias", "embedding_maskfeature.3.weight"):
         torch.testing.assert_close(state[f"lr.{name}"], state[f"hr.{name}"])
     Adapters.from_state(state)
 
 
 def test_the_hr_token_may_be_saved_at_a_share_of_what_it_learned(base: WsiSam, embedding: Embedding) -> None:
-    adapters = fresh_adapters(base, CONFIG, seed=0)
+    adapters = fresh_adapters(base, CONFIG, Recipe())
     torch.nn.init.normal_(adapters.hr.hf_mlp.layers[-1].weight, std=0.1)
     whole, half = (Adapters.from_state(finished_state(adapters, shrink=share)) for share in (1.0, 0.5))
     query = Query(embedding, None, Prompt(box=(40, 40, 200, 180)))

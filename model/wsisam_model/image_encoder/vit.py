@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Protocol, cast
 
+import torch
 from torch import Tensor, nn
 
 _MODELING = "_wsisam_segment_anything_modeling"
@@ -73,7 +74,19 @@ def segment_anything_modeling() -> ModuleType:
     except BaseException:
         del sys.modules[_MODELING]
         raise
+    module.image_encoder.get_rel_pos = _relative_positions
     return module
+
+
+def _relative_positions(queries: int, keys: int, table: Tensor) -> Tensor:
+    """segment-anything's `get_rel_pos` (n, n, C) for n queries and as many keys, from a table (2n - 1, C).
+
+    Its own looks the table up by an index on the CPU, which a CUDA graph cannot capture.
+    """
+    assert queries == keys
+    assert len(table) == 2 * keys - 1
+    place = torch.arange(keys, device=table.device)
+    return table[place[:, None] - place + keys - 1]
 
 
 class ViT(nn.Module):

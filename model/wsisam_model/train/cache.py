@@ -12,6 +12,7 @@ from wsisam_model.train.samples import Pixels
 
 Encode = Callable[[Sequence[Pixels]], Sequence[Embedding]]
 BATCH = 4
+HELD_BATCH = 64
 
 
 def _silent(done: int, total: int) -> None:
@@ -49,6 +50,32 @@ class EmbeddingCache:
         """The file of a view's embedding."""
         name = hashlib.sha256(self._prefix.encode() + repr(view.shape).encode() + view.tobytes()).hexdigest()[:32]
         return self._folder / f"{name}.safetensors"
+
+
+class HeldEmbeddings:
+    """Embeddings in float16 on the encoder's device, for machines that encode faster than they read from disk.
+
+    A view is known by its array, so it has to stay what it is while this is in use.
+    """
+
+    def __init__(self, encode: Encode) -> None:
+        self._encode = encode
+        self._held: dict[int, tuple[Pixels, Embedding]] = {}
+
+    def fill(self, views: Iterable[Pixels], progress: Callable[[int, int], None] = _silent) -> None:
+        """Encode those of `views` that are not there yet; `progress` hears how many of how many are done."""
+        missing = list({id(view): view for view in views if id(view) not in self._held}.values())
+        for start in range(0, len(missing), HELD_BATCH):
+            part = missing[start : start + HELD_BATCH]
+            for view, embedding in zip(part, self._encode(part), strict=True):
+                self._held[id(view)] = view, embedding.halved()
+            progress(start + len(part), len(missing))
+
+    def __call__(self, view: Pixels) -> Embedding:
+        """The embedding of one view, encoded now if need be."""
+        if id(view) not in self._held:
+            self.fill([view])
+        return self._held[id(view)][1]
 
 
 def _write(path: Path, embedding: Embedding) -> None:

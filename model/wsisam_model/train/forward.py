@@ -7,24 +7,23 @@ alone, and the 3×3 convolutions see one pixel of margin more.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsisam_model.adapters import Adapter, Adapters
 from wsisam_model.config import ModelConfig
 from wsisam_model.embedding import Embedding
-from wsisam_model.fast_decoder import _add_taps as add_taps
+from wsisam_model.fast_decoder import add_taps
 from wsisam_model.mask_decoder import HF_ROW, MASK_ROWS
 from wsisam_model.network import WsiSam
 from wsisam_model.prompt_encoder import GRID
-from wsisam_model.prompt_tensors import branch_prompt
+from wsisam_model.prompt_tensors import FILLER_KIND, pad_prompts, prompt_numbers
 from wsisam_model.prompts import Prompt
 from wsisam_model.short_attention import image_to_token_logits, tokens_to_image, update_image
-from wsisam_model.transformer import TwoWayBlock, TwoWayTransformer
+from wsisam_model.transformer import WIDTH, TwoWayBlock, TwoWayTransformer
 
 CELL = 4
 """Low-resolution mask pixels to one cell of the image embedding, along each axis."""
@@ -50,7 +49,9 @@ WHOLE = Window(0, 0, GRID)
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One prompt on one pair of views, HR view pixels. `window` is the part of the HR mask that is wanted."""
+    """One prompt, as the network is to see it, on one pair of views, HR view pixels. `window` is the wanted part of the
+    HR mask.
+    """
 
     hr: Embedding
     lr: Embedding | None
@@ -94,61 +95,74 @@ class TrainingDecoder(nn.Module):
                 0, torch.tensor(with_lr, device=t.device), self.adapters.lr.token(Q_lr[:, HF_ROW]) * weights
             )
         sam_weights = self.base.mask_decoder.mask_weights(Q[:, MASK_ROWS], range(1))[:, 0]
-        fused = self._fused(queries)
-        return [
-            self._masks(K[row], fused[id(query.hr), query.window], t[row], sam_weights[row], query.window)
-            for row, query in enumerate(queries)
-        ]
+        answers: dict[int, Answer] = {}
+        for window, rows in _grouped(query.window for query in queries).items():
+            views = [queries[row].hr for row in rows]
+            pairs = self._masks(K[rows], self._fused(views, window), t[rows], sam_weights[rows], window)
+            answers |= {row: Answer(*pair) for row, pair in zip(rows, zip(*pairs, strict=True), strict=True)}
+        return [answers[row] for row in range(len(queries))]
 
     def _transform(self, queries: Sequence[Query], adapter: Adapter, *, lr: bool) -> tuple[Tensor, Tensor]:
         """Output tokens (B, T, 256) and image positions (B, 4096, 256) of one branch, rows padded to the longest."""
         decoder, encoder = self.base.mask_decoder, self.base.prompt_encoder
-        kinds = self.adapters.prompt.kind_table(encoder.kind_table())
+        frozen = encoder.kind_table()
+        table = torch.cat((self.adapters.prompt.kind_table(frozen), frozen.new_zeros(1, WIDTH)))
         size = (self.config.image_size, self.config.image_size)
-        tokens, images = [], []
-        for query in queries:
-            features = query.lr if lr else query.hr
-            assert features is not None
-            prompt = branch_prompt(
-                [self.adapters.prompt.complete(query.prompt, size)], size, self.config, lr=lr, like=self.position
-            )
-            sparse = encoder.sparse(prompt.points, prompt.labels, prompt.boxes, kinds)
-            tokens.append(decoder.tokens(sparse, adapter.hf_token.weight)[0])
-            images.append((features.embedding.to(self.position) + encoder.dense(prompt.mask)[0]).flatten(1).T)
-        longest = max(map(len, tokens))
-        Q0 = torch.stack([F.pad(row, (0, 0, 0, longest - len(row))) for row in tokens])
-        lengths = torch.tensor([len(row) for row in tokens], device=Q0.device)
-        real = torch.arange(longest, device=Q0.device) < lengths[:, None]
-        return _two_way(decoder.transformer, Q0, torch.stack(images), self.position, real)
+        coordinates, kinds = pad_prompts([prompt_numbers(query.prompt, size, self.config, lr=lr) for query in queries])
+        kind = torch.as_tensor(kinds, device=self.position.device)
+        sparse = encoder.positions(torch.as_tensor(coordinates).to(self.position), kind) + table[kind]
+        Q0 = decoder.tokens(sparse, adapter.hf_token.weight)
+        own = Q0.shape[1] - sparse.shape[1]
+        real = torch.cat((kind.new_ones(len(kind), own).bool(), kind != FILLER_KIND), dim=1)
+        return _two_way(decoder.transformer, Q0, self._images(queries, lr=lr), self.position, real)
 
-    def _fused(self, queries: Sequence[Query]) -> dict[tuple[int, Window], Tensor]:
-        """F inside the window, (32, h, w), once for each view and window."""
-        fused: dict[tuple[int, Window], Tensor] = {}
-        for query in queries:
-            key = (id(query.hr), query.window)
-            if key not in fused:
-                cells = _cells(query.window)
-                embedding, early = (part[:, *cells].to(self.position) for part in (query.hr.embedding, query.hr.early))
-                fused[key] = self.adapters.hr.fuse(embedding[None], early[None])[0]
-        return fused
+    def _images(self, queries: Sequence[Query], *, lr: bool) -> Tensor:
+        """Image positions (B, 4096, 256) with the dense prompts."""
+        encoder = self.base.prompt_encoder
+        views = [query.lr if lr else query.hr for query in queries]
+        images = torch.stack([view.embedding for view in views if view is not None]).to(self.position)
+        images += encoder.dense(None)
+        for row, query in enumerate(queries):
+            mask = query.prompt.mask_lr if lr else query.prompt.mask_hr
+            if mask is not None:
+                dense = encoder.dense(torch.as_tensor(mask)[None, None].to(self.position))
+                images[row] += (dense - encoder.dense(None))[0]
+        return images.flatten(2).transpose(1, 2)
 
-    def _masks(self, K: Tensor, fused: Tensor, t: Tensor, sam_weight: Tensor, window: Window) -> Answer:
-        """Both logits of one row; `K` (4096, 256), `t` and `sam_weight` (32,)."""
+    def _fused(self, views: Sequence[Embedding], window: Window) -> Tensor:
+        """F inside the window, (n, 32, h, w), made once for each different view."""
+        cells = _cells(window)
+        different = {id(view): view for view in views}
+        parts = zip(*((view.embedding[:, *cells], view.early[:, *cells]) for view in different.values()), strict=True)
+        fused = self.adapters.hr.fuse(*(torch.stack(part).to(self.position) for part in parts))
+        place = {key: row for row, key in enumerate(different)}
+        return fused[[place[id(view)] for view in views]]
+
+    def _masks(self, K: Tensor, fused: Tensor, t: Tensor, sam_weights: Tensor, window: Window) -> tuple[Tensor, Tensor]:
+        """Both logits (n, side·4, side·4) of one window's rows; K (n, 4096, 256), `t` and `sam_weights` (n, 32)."""
         top, left, bottom, right = _margin(window)
-        image = K.T.reshape(-1, GRID, GRID)[:, top:bottom, left:right]
-        u = self.base.mask_decoder.output_upscaling(image[None])
+        image = K.transpose(1, 2).reshape(len(K), -1, GRID, GRID)[:, :, top:bottom, left:right]
+        u = self.base.mask_decoder.output_upscaling(image)
         y, x = (window.row - top) * CELL, (window.column - left) * CELL
         side = window.side * CELL
-        inside = (slice(y, y + side), slice(x, x + side))
+        inside = (slice(None), slice(y, y + side), slice(x, x + side))
         first, norm, activate, last = self.adapters.hr.embedding_maskfeature
         assert isinstance(last, nn.Conv2d)
         assert last.bias is not None
-        kernels = torch.einsum("c,cihw->hwi", t, last.weight).flatten(0, 1)
-        features = activate(norm(first(u)))[0]
-        taps = (kernels @ features.flatten(1)).reshape(3, 3, *features.shape[1:])
-        own = add_taps(taps[None])[0] + t @ last.bias
-        sam = torch.einsum("c,chw->hw", sam_weight, u[0])[inside]
-        return Answer(own[inside] + torch.einsum("c,chw->hw", t, fused) + sam, sam)
+        kernels = torch.einsum("nc,cihw->nhwi", t, last.weight).flatten(1, 2)
+        features = activate(norm(first(u)))
+        taps = (kernels @ features.flatten(2)).reshape(len(t), 3, 3, *features.shape[2:])
+        own = add_taps(taps) + (t @ last.bias)[:, None, None]
+        sam = torch.einsum("nc,nchw->nhw", sam_weights, u)[inside]
+        return own[inside] + torch.einsum("nc,nchw->nhw", t, fused) + sam, sam
+
+
+def _grouped(windows: Iterable[Window]) -> dict[Window, list[int]]:
+    """The rows of each window."""
+    rows: dict[Window, list[int]] = {}
+    for row, window in enumerate(windows):
+        rows.setdefault(window, []).append(row)
+    return rows
 
 
 def _two_way(transformer: TwoWayTransformer, Q0: Tensor, K: Tensor, P: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:

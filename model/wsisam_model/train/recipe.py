@@ -32,6 +32,8 @@ class Recipe:
     """What is saved lies this part of the way from where training started to where it ended. A small part keeps a set
     that is trained further on few objects from getting worse on everything else (docs/TRAINING.md)."""
     seed: int = 0
+    copies: int = 0
+    """How many changed copies of each sample there are beside it: turned, mirrored and stained otherwise."""
 
     branches: Branches = "both"
     """Which branch learns; with "lr" the HR set given to start from stays as it is."""
@@ -42,6 +44,11 @@ class Recipe:
 
     boxes: float = 0.4
     """Share of box prompts; the rest are points."""
+    lone: float = 0.0
+    """Share of prompts that are one click, given to the network as a click and not as a box around it. Above 0 the
+    prompt encoder's vectors for clicks are trained along."""
+    with_points: float = 0.0
+    """Share of the clicks that stay beside the box made of them."""
     box_noise: float = 0.25
     """Boxes are noisy by up to this, uniformly, but for the tight ones."""
     tight: float = 0.2

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +46,23 @@ class StepLog:
     box_loss: float
     point_loss: float
     learning_rate: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Draft:
+    """A prompt of a step: what the user says, how the network is asked, and the part of the view that counts;
+    `corrected` if one more click follows.
+    """
+
+    sample: Sample
+    user: Prompt
+    query: Query
+    window: Window
+    corrected: bool
+
+    @property
+    def is_box(self) -> bool:
+        return not self.user.points
 
 
 class Trainer:
@@ -109,7 +126,7 @@ class Trainer:
         path = self.folder / "checkpoint.pt"
         if not path.is_file():
             return False
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, weights_only=True, map_location=self.decoder.position.device)
         if state["recipe"] != self.recipe.to_json():
             raise ValueError(f"{path.name} was made by another recipe; start in another folder")
         self.decoder.adapters.load_state_dict(state["adapters"])
@@ -125,13 +142,8 @@ class Trainer:
         for group, rate in zip(self.optimiser.param_groups, self._rates, strict=True):
             group["lr"] = rate * scale
         chosen = rng.choice(len(self.samples), self.recipe.samples_per_step, replace=False, p=self.weights)
-        queries, truths = [], []
-        for index in chosen:
-            for query, truth in self._queries(self.samples[index], rng):
-                queries.append(query)
-                truths.append(truth)
-        answers = self.decoder(queries)
-        losses = torch.stack([mask_loss(a.logits, truth) for a, truth in zip(answers, truths, strict=True)])
+        drafts = self._corrected([d for index in chosen for d in self._drafts(self.samples[index], rng)], rng)
+        losses = self._losses(drafts)
         self.optimiser.zero_grad()
         torch.autograd.backward(losses.mean())
         parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
@@ -139,7 +151,7 @@ class Trainer:
         self.optimiser.step()
         self.step += 1
         self._follow()
-        boxes = torch.tensor([query.prompt.box is not None for query in queries])
+        boxes = torch.tensor([draft.is_box for draft in drafts])
         values = losses.detach().cpu()
         return StepLog(
             self.step,
@@ -160,18 +172,32 @@ class Trainer:
         warm = min(1.0, (self.step + 1) / max(1, self.recipe.warmup))
         return warm * 0.5 * (1 + math.cos(math.pi * self.step / self.recipe.steps))
 
-    def _queries(self, sample: Sample, rng: np.random.Generator) -> list[tuple[Query, Tensor]]:
+    def _losses(self, drafts: Sequence[_Draft]) -> Tensor:
+        """Each draft's loss inside its window, (n,)."""
+        answers = self.decoder([draft.query for draft in drafts])
+        by_side: dict[int, list[int]] = {}
+        for row, draft in enumerate(drafts):
+            by_side.setdefault(draft.window.side, []).append(row)
+        losses: dict[int, Tensor] = {}
+        for rows in by_side.values():
+            logits = [_part(answers[row].logits, drafts[row].query.window, drafts[row].window) for row in rows]
+            truths = [draws.low_resolution(drafts[row].sample.mask)[drafts[row].window.pixels] for row in rows]
+            truth = torch.from_numpy(np.stack(truths)).to(self.decoder.position)
+            losses |= zip(rows, mask_loss(torch.stack(logits), truth), strict=True)
+        return torch.stack([losses[row] for row in range(len(drafts))])
+
+    def _drafts(self, sample: Sample, rng: np.random.Generator) -> list[_Draft]:
         hr = self.embed(sample.hr)
         lr = None if self.recipe.branches == "hr" else self.embed(sample.lr)
         window = WHOLE if rng.random() < self.recipe.whole else window_around(sample, rng)
-        truth = torch.from_numpy(draws.low_resolution(sample.mask)[window.pixels]).to(self.decoder.position)
-        pairs = []
+        drafts = []
         for _ in range(self.recipe.prompts_per_sample):
-            prompt = self._prompt(sample, hr, lr, rng)
+            user, shown, corrected = self._prompt(sample, rng)
             with_lr, without_hr = self._branches(rng)
-            query = Query(hr, lr if with_lr else None, prompt, window, hr_token_weight=0.0 if without_hr else 1.0)
-            pairs.append((query, truth))
-        return pairs
+            decoded = window if self.decoder.position.device.type == "cpu" else WHOLE  # rows of one size are one batch
+            query = Query(hr, lr if with_lr else None, shown, decoded, hr_token_weight=0.0 if without_hr else 1.0)
+            drafts.append(_Draft(sample, user, query, window, corrected))
+        return drafts
 
     def _branches(self, rng: np.random.Generator) -> tuple[bool, bool]:
         """Whether this prompt sees its LR view, and whether it is answered without the HR token."""
@@ -180,31 +206,51 @@ class Trainer:
         drop_lr, drop_hr = rng.random(2) < (self.recipe.lr_dropout, self.recipe.hr_dropout)
         return (True, bool(drop_hr)) if not drop_lr or self.recipe.branches == "lr" else (False, False)
 
-    def _prompt(self, sample: Sample, hr: Embedding, lr: Embedding | None, rng: np.random.Generator) -> Prompt:
-        recipe = self.recipe
-        if rng.random() < recipe.boxes:
+    def _prompt(self, sample: Sample, rng: np.random.Generator) -> tuple[Prompt, Prompt, bool]:
+        """What a user may say, what the network sees of it, and whether one more click is to follow."""
+        recipe, drawn = self.recipe, rng.random()
+        if drawn < recipe.boxes:
             noise = 0.0 if rng.random() < recipe.tight else float(rng.uniform(0, recipe.box_noise))
-            return Prompt(box=draws.noisy_box(draws.tight_box(sample.mask), noise, rng))
+            box = Prompt(box=draws.noisy_box(draws.tight_box(sample.mask), noise, rng))
+            return box, box, False
+        if drawn < recipe.boxes + recipe.lone:
+            click = Prompt(points=draws.positive_points(sample.mask, 1, rng), labels=(1,))
+            return click, click, False
         count = int(rng.choice(POINT_COUNTS))
         negatives = int(rng.integers(1, 4)) if rng.random() < 0.4 else 0
         positive = draws.positive_points(sample.mask, count, rng)
         negative = draws.negative_points(sample.mask, negatives, rng)
-        prompt = Prompt(points=(*positive, *negative), labels=(1,) * len(positive) + (0,) * len(negative))
-        return self._corrected(prompt, sample, hr, lr, rng) if rng.random() < recipe.corrected else prompt
+        clicks = Prompt(points=(*positive, *negative), labels=(1,) * len(positive) + (0,) * len(negative))
+        return clicks, self._shown(clicks, rng), rng.random() < recipe.corrected
 
-    def _corrected(
-        self, prompt: Prompt, sample: Sample, hr: Embedding, lr: Embedding | None, rng: np.random.Generator
-    ) -> Prompt:
-        """`prompt` and one click more, where the present adapters answer it wrongly."""
+    def _shown(self, clicks: Prompt, rng: np.random.Generator) -> Prompt:
+        size = (self.decoder.config.image_size, self.decoder.config.image_size)
+        return self.decoder.adapters.prompt.complete(clicks, size, keep_points=rng.random() < self.recipe.with_points)
+
+    def _corrected(self, drafts: Sequence[_Draft], rng: np.random.Generator) -> list[_Draft]:
+        """`drafts`, where it is wanted with one click more where the present adapters answer wrongly."""
+        wanted = [draft for draft in drafts if draft.corrected]
+        if not wanted:
+            return list(drafts)
         with torch.no_grad():
-            (answer,) = self.decoder([Query(hr, lr, prompt)])
-        click = draws.next_click(draws.low_resolution(sample.mask), (answer.logits > 0).cpu().numpy())
-        if click is None:
-            return prompt
-        (x, y), label = click
-        scale = len(sample.mask) / MASK_SIDE
-        place = ((x + 0.5) * scale - 0.5, (y + 0.5) * scale - 0.5)
-        return Prompt(points=(*prompt.points, place), labels=(*prompt.labels, label))
+            answers = self.decoder([replace(draft.query, window=WHOLE) for draft in wanted])
+        masks = torch.stack([answer.logits > 0 for answer in answers]).cpu().numpy()
+        earlier = torch.stack([answer.sam for answer in answers]).float().cpu().numpy()
+        again = {}
+        for draft, mask, sam in zip(wanted, masks, earlier, strict=True):
+            click = draws.next_click(draws.low_resolution(draft.sample.mask), mask)
+            if click is None:
+                continue
+            (x, y), label = click
+            scale = len(draft.sample.mask) / MASK_SIDE
+            place = ((x + 0.5) * scale - 0.5, (y + 0.5) * scale - 0.5)
+            user = Prompt(points=(*draft.user.points, place), labels=(*draft.user.labels, label), mask_hr=sam)
+            again[id(draft)] = replace(draft, user=user, query=replace(draft.query, prompt=self._shown(user, rng)))
+        return [again.get(id(draft), draft) for draft in drafts]
+
+
+def _part(logits: Tensor, decoded: Window, wanted: Window) -> Tensor:
+    return logits if decoded == wanted else logits[wanted.pixels]
 
 
 def window_around(sample: Sample, rng: np.random.Generator) -> Window:

@@ -46,6 +46,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(options: argparse.Namespace) -> int:
     from wsisam_model.checkpoints import load_base_weights, save_adapters
     from wsisam_model.registry import base_weights_path, load_model
+    from wsisam_model.train.augment import changed_copies
     from wsisam_model.train.calibration import calibrate
     from wsisam_model.train.recipe import Recipe
     from wsisam_model.train.start import finished_state, part_of_the_way
@@ -59,9 +60,10 @@ def run(options: argparse.Namespace) -> int:
     dataset, held = tissue_of(options, config)
     samples = list(dataset.samples(seed=options.seed, finer=options.finer))
     print(f"{dataset.size} objects on {len(samples)} views to train on, {held.size} objects held out")
+    samples = changed_copies(samples, recipe.copies, seed=recipe.seed)
     model = {name: getattr(settings, name) for name in MODEL_SETTINGS if name != "model"}
     predictor = load_model(settings.model, adapters="none", **model)
-    adapters = _start(options.start, predictor, recipe)
+    adapters = _start(options.start, predictor, recipe).to(predictor.device)
     start = {name: tensor.clone() for name, tensor in adapters.state_dict().items()}
     trainer = _trainer(options, predictor, adapters, recipe, samples)
     _train(trainer)
@@ -74,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
         "licence": options.licence,
     }
     adapters.load_state_dict(part_of_the_way(start, trainer.average, recipe.kept))
-    state = finished_state(adapters, shrink=recipe.shrink)
+    state = finished_state(adapters.cpu(), shrink=recipe.shrink)
     save_adapters(options.output, state, **about)
     trained = load_model(settings.model, adapters=options.output, **model)
     calibration = calibrate(trained, samples, trainer.weights, trainer.embed, seed=options.seed)
@@ -89,7 +91,7 @@ def _start(choice: str, predictor: Predictor, recipe: Recipe) -> Adapters:
     from wsisam_model.train.start import fresh_adapters
 
     if choice == "fresh":
-        return fresh_adapters(predictor.decoder.network, predictor.config, seed=recipe.seed)
+        return fresh_adapters(predictor.decoder.network, predictor.config, recipe)
     trained = load_model(predictor.config.name, adapters=choice, device="cpu").decoder.adapters
     if trained is None:
         raise UsageError("no adapters are shipped for this model; start fresh")
@@ -99,15 +101,20 @@ def _start(choice: str, predictor: Predictor, recipe: Recipe) -> Adapters:
 def _trainer(
     options: argparse.Namespace, predictor: Predictor, adapters: Adapters, recipe: Recipe, samples: list[Sample]
 ) -> Trainer:
-    from wsisam_model.train.cache import EmbeddingCache
+    from wsisam_model.train.cache import EmbeddingCache, HeldEmbeddings
     from wsisam_model.train.forward import TrainingDecoder
     from wsisam_model.train.trainer import Trainer
 
-    cache = EmbeddingCache(options.cache, predictor.key_prefix, predictor.encode)
+    on_disk = predictor.device == "cpu"
+    cache = (
+        EmbeddingCache(options.cache, predictor.key_prefix, predictor.encode)
+        if on_disk
+        else HeldEmbeddings(predictor.encode)
+    )
     wide = recipe.branches != "hr"
     views = [view for sample in samples for view in ((sample.hr, sample.lr) if wide else (sample.hr,))]
     cache.fill(views, progress_bar("encode"))
-    decoder = TrainingDecoder(predictor.decoder.network, adapters, predictor.config)
+    decoder = TrainingDecoder(predictor.decoder.network, adapters, predictor.config).to(predictor.device)
     folder = options.run_folder or options.output.with_suffix(".run")
     trainer = Trainer(decoder, samples, cache, recipe, folder)
     try:
