@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from wsisam_model.adapters import Adapters
 from wsisam_model.checkpoints import AdapterWeights, BaseWeights
@@ -31,10 +35,15 @@ from wsisam_model.quality import confidence, fused_iou, lone_iou
 
 __all__ = ["AdapterInfo", "DecodeRequest", "Decoded", "DecoderView", "Embedding", "Predictor"]
 
+T = TypeVar("T")
+R = TypeVar("R")
+
 _MAX_BATCH = {"cpu": 1, "cuda": 64}
 """Requests in one pass of the decoder, by kind of device. On a CPU, 1, 2, 4 and 8 boxes cost 239, 252, 276 and 293 ms
 of one core each: maps of many rows leave its caches. The number for CUDA is not measured."""
-_MAX_ENCODE_BATCH = {"cpu": 1, "cuda": 8}
+_MAX_ENCODE_BATCH = {"tiny_vit": 32, "vit": 4}
+"""Views in one pass of the encoder on CUDA, by kind: a ViT's maps of attention take 3 GB a view. On a CPU it is 1."""
+_MAX_THREADS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +90,9 @@ class Predictor:
         self._precision = Precision.of(precision)
         self.precision = str(self._precision)
         self.max_batch = _MAX_BATCH[self._device.type]
+        on_cuda = self._device.type == "cuda"
+        self._max_encode_batch = _MAX_ENCODE_BATCH[config.encoder] if on_cuda else 1
+        self._for_each: Callable[..., Iterable[Any]] = _in_threads() if on_cuda else _in_turn
         encoder = load_image_encoder(config, base.image_encoder).to(self._device)
         network = WsiSam.from_weights(config.image_size, base.prompt_encoder, base.mask_decoder)
         trained = None if adapters is None else Adapters.from_state(adapters.state())
@@ -106,14 +118,24 @@ class Predictor:
     def encode(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[Embedding]:
         """The embeddings of views in uint8 RGB (H, W, 3), float32 on the model's device."""
         embeddings: list[Embedding] = []
-        step = _MAX_ENCODE_BATCH[self._device.type]
-        for start in range(0, len(images), step):
-            batch = images[start : start + step]
-            inputs = torch.from_numpy(np.stack([to_input(image, self.config) for image in batch]))
-            E, X = self._engine.encode(inputs)
+        for start in range(0, len(images), self._max_encode_batch):
+            batch = images[start : start + self._max_encode_batch]
+            E, X = self._engine.encode(self._inputs(batch))
             sizes = [(image.shape[0], image.shape[1]) for image in batch]
             embeddings += map(Embedding, E, X, sizes)
         return embeddings
+
+    def _inputs(self, images: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
+        """The encoder's inputs (B, 3, S, S) on the CPU, page-locked on their way to a device."""
+        side = self.config.image_size
+        inputs = torch.empty(len(images), 3, side, side, pin_memory=self._device.type == "cuda")
+        rows = inputs.numpy()
+
+        def write(index: int) -> None:
+            rows[index] = to_input(images[index], self.config)
+
+        deque(self._for_each(write, range(len(images))), maxlen=0)
+        return inputs
 
     def prepare(self, embedding: Embedding) -> DecoderView:
         """The view ready for decoding with this model and its adapters. `CheckpointError` if it is another model's."""
@@ -143,11 +165,12 @@ class Predictor:
         return [self._doubted(surest[index]) if ways[index] > 1 else surest[index] for index in range(len(requests))]
 
     def _decode_each(self, requests: Sequence[DecodeRequest]) -> list[Decoded]:
-        answers: dict[int, Decoded] = {}
+        batches: list[tuple[list[int], Iterable[Decoded]]] = []
         alike = sorted(range(len(requests)), key=lambda index: _effort(requests[index]))
         for start in range(0, len(alike), self.max_batch):
             chosen = alike[start : start + self.max_batch]
-            answers |= zip(chosen, self._decode_batch([requests[index] for index in chosen]), strict=True)
+            batches.append((chosen, self._decode_batch([requests[index] for index in chosen])))
+        answers = {index: answer for chosen, decoded in batches for index, answer in zip(chosen, decoded, strict=True)}
         return [answers[index] for index in range(len(requests))]
 
     def _readings(self, request: DecodeRequest) -> list[DecodeRequest]:
@@ -167,11 +190,12 @@ class Predictor:
         prompt = reread(request.prompt, reading.prompt, mask)
         return None if prompt is None else replace(reading, prompt=prompt)
 
-    def _decode_batch(self, requests: Sequence[DecodeRequest]) -> list[Decoded]:
+    def _decode_batch(self, requests: Sequence[DecodeRequest]) -> Iterable[Decoded]:
+        """Answers that may be in the making: threads judge the masks while the device decodes the next batch."""
         with torch.inference_mode():
             # Positions of prompts need float32 whatever the precision: bfloat16 holds 8 bits of them.
             batch = collate(self.decoder, requests, self.config)
-        return scatter(batch, requests, self._engine.run(batch), self._predict_iou)
+        return scatter(batch, requests, self._engine.run(batch), self._predict_iou, self._for_each)
 
     def _doubted(self, answer: Decoded) -> Decoded:
         """The answer to a prompt that could be read in several ways."""
@@ -180,6 +204,15 @@ class Predictor:
     def _predict_iou(self, logits: Floats, view_size: tuple[int, int]) -> Floats:
         height, width = (side * MASK_SIDE // self.config.image_size for side in resized_size(view_size, self.config))
         return fused_iou(logits[:, :height, :width], self._calibration)
+
+
+def _in_turn(function: Callable[[T], R], values: Iterable[T]) -> list[R]:
+    return [function(value) for value in values]
+
+
+def _in_threads() -> Callable[..., Iterable[Any]]:
+    """`map` that calls its function in threads, at once, and gives the results in order."""
+    return ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1), thread_name_prefix="predictor").map
 
 
 def _sureness(answer: Decoded) -> float:

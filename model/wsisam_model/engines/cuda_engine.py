@@ -1,13 +1,16 @@
 """Torch on CUDA with captured graphs: one launch in place of some hundred, for batches of a few fixed sizes.
 
-Batches are padded to the next size by repeating their last row. Rare batches (mask prompts, several masks, LR masks,
-mixtures, many tokens) run eagerly.
+A batch takes the first rows of the next size; what earlier batches left in the others is computed along and thrown
+away. Rare batches (mask prompts, several masks, LR masks, mixtures, many tokens) run eagerly, and so do those whose
+graph cannot be captured.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,12 +19,17 @@ from wsisam_model.decoder_batch import DecoderBatch
 from wsisam_model.engines.torch_engine import TorchEngine
 from wsisam_model.fast_decoder import DecoderInputs, DecoderOutput, Layout, ViewTensors
 
-ENCODE_SIZES = (1, 2, 4, 8)
+_log = logging.getLogger(__name__)
+
+ENCODE_SIZES = (1, 2, 4, 8, 16, 32)
 DECODE_SIZES = (1, 2, 4, 8, 16, 32, 64)
 TOKEN_SIZES = (8, 12, 15)
 """Tokens of a captured decode: a box or a point alone, a few points, and the most that the short form takes."""
 
 Outputs = tuple[Tensor, ...]
+Shared = dict[tuple[int, int], Tensor]
+"""Room for one part of the views of a batch, by part and number of rows."""
+_F_PART = len(ViewTensors._fields)
 
 
 def bucket(size: int, sizes: Sequence[int]) -> int | None:
@@ -43,6 +51,10 @@ class DecodeShape:
         adapted, lr = (self.prompts if part else 0 for part in (self.adapted, self.dual))
         return Layout(self.prompts - adapted, adapted, lr_masks=0, lr_sam=0, lr_tokens=lr, masks=1)
 
+    @property
+    def rows(self) -> int:
+        return self.prompts * (2 if self.dual else 1)
+
 
 def decode_shape(layout: Layout, tokens: int, dense: bool) -> DecodeShape | None:
     """The captured decode that holds a batch, or None if it has to run eagerly."""
@@ -54,29 +66,30 @@ def decode_shape(layout: Layout, tokens: int, dense: bool) -> DecodeShape | None
     return DecodeShape(layout.adapted > 0, layout.lr_tokens > 0, prompts, length)
 
 
-def source_rows(shape: DecodeShape, prompts: int) -> list[int]:
-    """For each row of a captured decode the row of a batch with `prompts` HR rows (and as many LR rows) it shows."""
-    hr = [min(row, prompts - 1) for row in range(shape.prompts)]
-    return [*hr, *(prompts + row for row in hr)] if shape.dual else hr
-
-
 class Captured:
-    """A function of tensors as a CUDA graph; `inputs` are its own, written before each `replay`."""
+    """A function of tensors as a CUDA graph; `inputs` are its own, written before each `replay`.
 
-    def __init__(self, function: Callable[..., Outputs], inputs: Sequence[Tensor]) -> None:
+    Graphs of one `pool` share their memory, also that of their outputs: what a replay gives is to be read or copied
+    before any of them is replayed again.
+    """
+
+    def __init__(
+        self, function: Callable[..., Outputs], inputs: Sequence[Tensor], device: torch.device, pool: Any
+    ) -> None:
         self.inputs = inputs
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call] # torch leaves it untyped
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(2):  # lets libraries choose their kernels outside of the capture
-                function(*inputs)
-        torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._outputs = function(*inputs)
+        with torch.cuda.device(device):
+            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call] # torch leaves it untyped
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(2):  # lets libraries choose their kernels outside of the capture
+                    function(*inputs)
+            # Other threads may use the device meanwhile: embeddings on their way to a store are copied from it.
+            with torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                self._outputs = function(*inputs)
 
     def replay(self) -> Outputs:
-        """The outputs for what the inputs hold now; the next replay overwrites them."""
+        """The outputs for what the inputs hold now."""
         self._graph.replay()
         return self._outputs
 
@@ -88,8 +101,9 @@ class CudaEngine:
 
     def __init__(self, plain: TorchEngine) -> None:
         self._plain = plain
-        self._encodes: dict[int, Captured] = {}
-        self._decodes: dict[DecodeShape, Captured] = {}
+        self._pool = torch.cuda.graph_pool_handle()
+        self._graphs: dict[int | DecodeShape, Captured | None] = {}
+        self._shared: Shared = {}
 
     def encode(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         count = len(inputs)
@@ -97,11 +111,10 @@ class CudaEngine:
         if size is None:
             return self._plain.encode(inputs)
         with torch.inference_mode():
-            if size not in self._encodes:
-                own = torch.zeros(size, *inputs.shape[1:], device=self._plain.device)
-                self._encodes[size] = Captured(self._plain.encode, [own])
-            captured = self._encodes[size]
-            captured.inputs[0][:count].copy_(inputs.pin_memory(), non_blocking=True)
+            captured = self._captured(size, lambda: self._capture_encode(inputs.new_zeros(size, *inputs.shape[1:])))
+            if captured is None:
+                return self._plain.encode(inputs)
+            captured.inputs[0][:count].copy_(inputs, non_blocking=True)
             E, X = captured.replay()
             return E[:count].clone(), X[:count].clone()
 
@@ -111,13 +124,12 @@ class CudaEngine:
         if shape is None:
             return self._plain.run(batch)
         with torch.inference_mode():
-            if shape not in self._decodes:
-                self._decodes[shape] = self._capture(shape, inputs)
-            captured = self._decodes[shape]
-            prompts = batch.layout.frozen + batch.layout.adapted
-            fill(captured.inputs, inputs, source_rows(shape, prompts))
+            captured = self._captured(shape, lambda: self._capture_decode(shape, inputs))
+            if captured is None:
+                return self._plain.run(batch)
+            prompts, adapted = batch.layout.frozen + batch.layout.adapted, batch.layout.adapted
+            fill(captured.inputs, shape, inputs, prompts)
             output = DecoderOutput(*captured.replay())
-        adapted = batch.layout.adapted
         return DecoderOutput(
             output.token_logits[:adapted],
             output.sam_masks[:prompts],
@@ -126,35 +138,65 @@ class CudaEngine:
             output.tokens[:adapted],
         )
 
-    def _capture(self, shape: DecodeShape, like: DecoderInputs) -> Captured:
-        def decode(tokens: Tensor, key_mask: Tensor, *rest: Tensor) -> Outputs:
-            fused = list(rest[4]) if shape.adapted else []
-            inputs = DecoderInputs(tokens, key_mask, ViewTensors(*rest[:4]), None, fused, [])
+    def _captured(self, key: int | DecodeShape, capture: Callable[[], Captured]) -> Captured | None:
+        """The graph of that size or shape; None where capturing has failed, for want of memory or otherwise."""
+        if key not in self._graphs:
+            try:
+                self._graphs[key] = capture()
+            except RuntimeError as error:
+                _log.warning("no graph for %s, which will run eagerly: %s", key, error)
+                self._graphs[key] = None
+        return self._graphs[key]
+
+    def _capture_encode(self, like: Tensor) -> Captured:
+        return Captured(self._plain.encode, [like.to(self._plain.device)], self._plain.device, self._pool)
+
+    def _capture_decode(self, shape: DecodeShape, like: DecoderInputs) -> Captured:
+        def decode(tokens: Tensor, key_mask: Tensor, *maps: Tensor) -> Outputs:
+            inputs = captured_inputs(tokens, key_mask, *maps)
             return tuple(self._plain.run(DecoderBatch([], shape.layout, inputs)))
 
-        return Captured(decode, static_inputs(shape, like))
+        return Captured(decode, static_inputs(shape, like, self._shared), self._plain.device, self._pool)
 
 
-def static_inputs(shape: DecodeShape, like: DecoderInputs) -> list[Tensor]:
-    """What a captured decode reads, on the device of `like`: tokens, their mask, the views, F of the HR rows."""
-    rows = shape.prompts * (2 if shape.dual else 1)
-    tokens = like.tokens.new_zeros(rows, shape.tokens, like.tokens.shape[2])
-    mask = like.key_mask.new_ones(rows, shape.tokens)
-    views = [part.new_zeros(rows, *part.shape) for part in like.views[0]]
-    fused = [like.fused_hr[0].new_zeros(shape.prompts, *like.fused_hr[0].shape)] if shape.adapted else []
+def static_inputs(shape: DecodeShape, like: DecoderInputs, shared: Shared) -> list[Tensor]:
+    """What a captured decode reads, on the device of `like`: tokens, their mask, the views, F of the HR rows.
+
+    Views and F, 19 MB a prompt, are the same tensors for all shapes of as many rows: `shared`, which is added to.
+    """
+
+    def room(part: int, rows: int, like: Tensor) -> Tensor:
+        if (part, rows) not in shared:
+            shared[part, rows] = like.new_zeros(rows, *like.shape)
+        return shared[part, rows]
+
+    tokens = like.tokens.new_zeros(shape.rows, shape.tokens, like.tokens.shape[2])
+    mask = like.key_mask.new_ones(shape.rows, shape.tokens)
+    views = [room(part, shape.rows, tensor) for part, tensor in enumerate(like.views[0])]
+    fused = [room(_F_PART, shape.prompts, like.fused_hr[0])] if shape.adapted else []
     return [tokens, mask, *views, *fused]
 
 
-def fill(static: Sequence[Tensor], inputs: DecoderInputs, rows: Sequence[int]) -> None:
-    """Write a batch into a captured decode's inputs, `rows[i]` of it into row i, tokens padded and masked."""
-    tokens, mask, *rest = static
+def captured_inputs(tokens: Tensor, key_mask: Tensor, *maps: Tensor) -> DecoderInputs:
+    """`static_inputs` as the decoder takes them."""
+    views, fused = ViewTensors(*maps[:_F_PART]), maps[_F_PART:]
+    return DecoderInputs(tokens, key_mask, views, None, fused[0] if fused else [], [])
+
+
+def fill(static: Sequence[Tensor], shape: DecodeShape, inputs: DecoderInputs, prompts: int) -> None:
+    """Write a batch of `prompts` into a captured decode's inputs: its HR rows from the first, its LR rows from the
+    first of those. The other rows keep what they had, as no row sees another.
+    """
+    assert not isinstance(inputs.views, ViewTensors)
+    tokens, mask, *maps = static
     length = inputs.tokens.shape[1]
-    index = torch.tensor(rows, device=tokens.device)
-    tokens[:, :length].copy_(inputs.tokens[index])
-    tokens[:, length:].zero_()
-    mask[:, :length].copy_(inputs.key_mask[index])
-    mask[:, length:].zero_()
-    for part, own in enumerate(rest[:4]):
-        torch.stack([inputs.views[row][part] for row in rows], out=own)
-    for own in rest[4:]:
-        torch.stack([inputs.fused_hr[row] for row in rows[: len(own)]], out=own)
+    for branch in range(shape.rows // shape.prompts):
+        given = slice(branch * prompts, (branch + 1) * prompts)
+        own = slice(branch * shape.prompts, branch * shape.prompts + prompts)
+        tokens[own, :length].copy_(inputs.tokens[given])
+        mask[own, :length].copy_(inputs.key_mask[given])
+        mask[own, length:].zero_()
+        for part, room in enumerate(maps[:_F_PART]):
+            torch.stack([view[part] for view in inputs.views[given]], out=room[own])
+    for room in maps[_F_PART:]:
+        torch.stack(list(inputs.fused_hr), out=room[:prompts])

@@ -35,4 +35,7 @@ class TorchEngine:
 
     def autocast(self, dtype: torch.dtype) -> AbstractContextManager[object]:
         """The context in which a step of that precision runs."""
-        return nullcontext() if dtype == torch.float32 else torch.autocast(self.device.type, dtype)
+        if dtype == torch.float32:
+            return nullcontext()
+        # Nothing to keep: frozen weights are cast wherever they are used, also where a CUDA graph is captured.
+        return torch.autocast(self.device.type, dtype, cache_enabled=False)
