@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,10 +18,11 @@ from wsisam_model.point_box import readings, reread, with_point_box
 from wsisam_model.prompt_tensors import branch_prompt
 from wsisam_model.prompts import Prompt
 from wsisam_model.train import draws
-from wsisam_model.train.cache import EmbeddingCache
-from wsisam_model.train.forward import Query, TrainingDecoder, Window
+from wsisam_model.train.augment import changed_copies
+from wsisam_model.train.cache import EmbeddingCache, HeldEmbeddings
+from wsisam_model.train.forward import WHOLE, Query, TrainingDecoder, Window
 from wsisam_model.train.recipe import Recipe
-from wsisam_model.train.samples import Sample, held_out_groups
+from wsisam_model.train.samples import Pixels, Sample, held_out_groups
 from wsisam_model.train.start import finished_state, fresh_adapters, part_of_the_way
 from wsisam_model.train.trainer import Trainer, window_around
 
@@ -314,3 +316,80 @@ def test_a_recipe_takes_changes_by_name() -> None:
     assert (recipe.steps, recipe.branches, recipe.boxes) == (7, "hr", 0.5)
     with pytest.raises(ValueError, match="a recipe has no 'step'"):
         Recipe.from_settings(["step=7"])
+
+
+def test_copies_change_views_and_masks_alike(sample: Sample) -> None:
+    rng = np.random.default_rng(2)
+    coloured = replace(sample, hr=np.where(sample.mask[..., None], np.uint8([120, 60, 140]), np.uint8(255)))
+    coloured = replace(coloured, lr=np.where(sample.lr_mask[..., None], np.uint8([120, 60, 140]), np.uint8(255)))
+    copies = changed_copies([coloured], 12, seed=int(rng.integers(100)))
+    assert copies[0] is coloured
+    places, colours = set(), set()
+    for copy in copies[1:]:
+        assert ((copy.hr != 255).any(axis=2) == copy.mask).all(), (
+            "white stays white, and the object is where it was put"
+        )
+        assert ((copy.lr != 255).any(axis=2) == copy.lr_mask).all()
+        assert (copy.hr[copy.mask][0] == copy.lr[copy.lr_mask][0]).all(), "both views are stained alike"
+        places.add(draws.tight_box(copy.mask))
+        colours.add(tuple(copy.hr[copy.mask][0].tolist()))
+    assert len(places) > 3
+    assert len(colours) == 12
+
+
+def test_clicks_given_as_clicks_train_the_vectors_that_say_so(
+    tmp_path: Path, base: WsiSam, sample: Sample, embedding: Embedding
+) -> None:
+    recipe = replace(QUICK, steps=2, boxes=0.0, lone=1.0, branches="hr", warmup=0, prompts_per_sample=2)
+    trainer = make_trainer(tmp_path, base, sample, embedding, recipe)
+    seen: list[Prompt] = []
+    decode = trainer.decoder.forward
+    trainer.decoder.forward = lambda queries: (seen.extend(q.prompt for q in queries), decode(queries))[1]  # type: ignore[method-assign]
+    before = trainer.decoder.adapters.prompt.point_embeddings["1"].weight.clone()
+    trainer.run()
+    assert all(prompt.box is None and prompt.labels == (1,) for prompt in seen)
+    assert not torch.equal(trainer.decoder.adapters.prompt.point_embeddings["1"].weight, before)
+
+
+def test_a_corrected_prompt_is_the_click_that_the_present_answer_calls_for(
+    tmp_path: Path, base: WsiSam, sample: Sample, embedding: Embedding
+) -> None:
+    recipe = replace(QUICK, boxes=0.0, corrected=1.0, branches="hr", prompts_per_sample=2)
+    trainer = make_trainer(tmp_path, base, sample, embedding, recipe)
+    rng = np.random.default_rng(5)
+    drafts = trainer._drafts(sample, rng)
+    for draft, corrected in zip(drafts, trainer._corrected(drafts, rng), strict=True):
+        with torch.no_grad():
+            (answer,) = trainer.decoder([replace(draft.query, window=WHOLE)])
+        place, label = draws.next_click(sample.mask, (answer.logits > 0).numpy()) or ((0.0, 0.0), 1)
+        assert corrected.user.points == (*draft.user.points, place)
+        assert corrected.user.labels == (*draft.user.labels, label)
+        assert corrected.query.prompt.box is not None
+
+
+def test_prompts_of_any_length_and_window_are_answered_as_if_alone(
+    random_network: WsiSam, random_adapters: Adapters, random_views: tuple[ViewFeatures, ViewFeatures]
+) -> None:
+    hr, lr = (Embedding(view.embedding, view.early, (256, 256)) for view in random_views)
+    decoder = TrainingDecoder(random_network, random_adapters, CONFIG)
+    box = Prompt(box=(60.0, 70.0, 180.0, 200.0))
+    many = Prompt(points=tuple((float(x), 90.0) for x in range(20, 220, 15)), labels=(1,) * 14)
+    queries = [Query(hr, lr, box, WHOLE), Query(lr, hr, many, Window(3, 4, 20)), Query(hr, None, many, WHOLE)]
+    with torch.no_grad():
+        for query, answer in zip(queries, decoder(queries), strict=True):
+            torch.testing.assert_close(answer.logits, decoder([query])[0].logits, atol=1e-9, rtol=0)
+
+
+def test_held_embeddings_are_made_once_for_each_array(sample: Sample, embedding: Embedding) -> None:
+    calls = []
+
+    def encode(views: Sequence[Pixels]) -> list[Embedding]:
+        calls.append(len(views))
+        return [embedding for _ in views]
+
+    held = HeldEmbeddings(encode)
+    other = sample.hr.copy()
+    held.fill([sample.hr, other, sample.hr])
+    assert held(sample.hr) is held(sample.hr)
+    assert held(other).embedding.dtype == torch.float16
+    assert calls == [2]
