@@ -1,0 +1,68 @@
+"""A click in this process beside the same click over HTTP to a service in a process of its own, on tissue."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+from stages import Action
+
+from wsisam_model.predictor import Predictor
+from wsisam_service.assembly import build_executor
+from wsisam_service.bench import running_service
+from wsisam_service.execution.backend import PredictorBackend
+from wsisam_service.jobs import Timings
+from wsisam_service.segmenting.prompts import PromptSpec
+from wsisam_service.segmenting.segmenter import Segmenter, SegmentRequest
+from wsisam_service.settings import Settings
+from wsisam_service.slides.catalogue import Catalogue, Slide
+from wsisam_service.slides.write import write_pyramid
+
+CLICKED = (970.0, 960.0, 1070.0, 1110.0)
+TISSUE_MPP = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Clicks:
+    """The same warm click both ways, from what is asked to the outline in the answer, and where it is asked."""
+
+    in_process: Action
+    over_http: Action
+    client: httpx.Client
+    slide: Slide
+    slide_id: str
+
+
+@contextmanager
+def clicks(predictor: Predictor, folder: Path, flags: Sequence[str], tiles: int = 4) -> Iterator[Clicks]:
+    """`flags` make `wsisam serve` load the same model; the slide is `tiles` × `tiles` pictures of tissue."""
+    import skimage.data
+
+    path = folder / "tissue.tif"
+    write_pyramid(path, np.tile(skimage.data.immunohistochemistry(), (tiles, tiles, 1)), TISSUE_MPP)
+    settings = Settings(slides=(str(path),))
+    executor = build_executor(settings, PredictorBackend(predictor, settings.store_format))
+    segmenter = Segmenter(executor, settings)
+    (listed,) = Catalogue(settings.slides).list().slides
+    slide, asked = listed.slide, SegmentRequest([PromptSpec(box=CLICKED)])
+    assert slide is not None
+    with (
+        asyncio.Runner() as loop,
+        running_service(path, list(flags)) as url,
+        httpx.Client(base_url=url, timeout=300) as client,
+    ):
+        (known,) = client.get("/v1/slides").raise_for_status().json()["slides"]
+        address, body = f"/v1/slides/{known['id']}/segment", {"prompts": [{"box": CLICKED}]}
+        yield Clicks(
+            lambda: loop.run(segmenter.segment(slide, asked, Timings())),
+            lambda: client.post(address, json=body).raise_for_status(),
+            client,
+            slide,
+            known["id"],
+        )
+        loop.run(executor.aclose())
