@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from functools import cached_property
 from typing import Self
 
 import torch
@@ -82,6 +81,7 @@ class TrainedPrompt(nn.Module):
         super().__init__()
         rows = sorted(_row_of(name) for name in names if name != _POINT_BOX)
         self.point_box: Tensor | None
+        self._numbers: tuple[float, float] | None = None
         self.register_buffer(_POINT_BOX, torch.tensor([SPREAD, LONE_SIDE]) if _POINT_BOX in names else None)
         self.point_embeddings = nn.ModuleDict({str(row): nn.Embedding(1, WIDTH) for row in rows if row != _PADDING})
         self.not_a_point_embed = nn.Embedding(1, WIDTH) if _PADDING in rows else None
@@ -99,20 +99,21 @@ class TrainedPrompt(nn.Module):
         """What `prompt`, in HR view pixels, may mean (`point_box.readings`); itself if clicks are taken as such."""
         if self.point_box is None:
             return [prompt]
-        return readings(prompt, view_size, *self._box_numbers)
+        return readings(prompt, view_size, *self._box_numbers())
 
     def complete(self, prompt: Prompt, view_size: tuple[int, int], *, keep_points: bool = False) -> Prompt:
         """`prompt`, in HR view pixels, with a box around its clicks if the adapters want one (`with_point_box`)."""
         if self.point_box is None:
             return prompt
-        return with_point_box(prompt, view_size, *self._box_numbers, keep_points=keep_points)
+        return with_point_box(prompt, view_size, *self._box_numbers(), keep_points=keep_points)
 
-    @cached_property
     def _box_numbers(self) -> tuple[float, float]:
-        """`point_box`; read from the device once, since every such read waits for all that runs there."""
-        assert self.point_box is not None
-        spread, lone_side = self.point_box.tolist()
-        return spread, lone_side
+        """`point_box`, read from the device once: every such read waits for all that runs there."""
+        if self._numbers is None:
+            assert self.point_box is not None
+            spread, lone_side = self.point_box.tolist()
+            self._numbers = (spread, lone_side)
+        return self._numbers
 
 
 class IouCalibration(nn.Module):
