@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -117,62 +118,70 @@ def collate(decoder: FastDecoder, requests: Sequence[DecodeRequest], config: Mod
     return DecoderBatch(order, layout, inputs)
 
 
-def scatter(
-    batch: DecoderBatch,
-    requests: Sequence[DecodeRequest],
-    output: DecoderOutput,
-    quality: Quality,
-    for_each: ForEach = map,
-) -> Iterable[Decoded]:
-    """Each request's answer, in the order of `requests`; `quality` predicts the IoU of fused masks.
-
-    `output` is free to be overwritten when this returns, also where `for_each` has yet to make the answers.
-    """
-    arrays = _Arrays(*_on_host(output[:4]))
-    rows = {index: row for row, index in enumerate(batch.order)}
-
-    def answer(index: int) -> Decoded:
-        return _answer(rows[index], requests[index], batch.layout, arrays, quality)
-
-    return for_each(answer, range(len(requests)))
-
-
 @dataclass(frozen=True, slots=True)
-class _Arrays:
-    """`DecoderOutput` as float32 arrays."""
+class HostOutput:
+    """`DecoderOutput` as float32 arrays, with SAM's masks added to the adapted rows' logits.
 
-    token_logits: Floats
+    From a device they are in the making until `wait` returns, in page-locked memory.
+    """
+
+    wait: Callable[[], None]
+    fused: Floats
+    """(adapted, masks, 256, 256)."""
     sam_masks: Floats
     iou: Floats
     lr_token_logits: Floats
 
 
-def _on_host(tensors: Sequence[Tensor]) -> list[Floats]:
-    """The tensors as float32 arrays. From a device they come through page-locked memory, with one wait for all."""
-    device = tensors[0].device
-    if device.type != "cuda":
-        return [tensor.float().cpu().numpy() for tensor in tensors]
+def to_host(output: DecoderOutput, layout: Layout) -> HostOutput:
+    """Begin to copy `output`, which its engine may overwrite from then on."""
+    own = output.sam_masks, output.iou, output.lr_token_logits
+    sam, iou, lr_token_logits = (tensor.to(torch.float32, copy=True) for tensor in own)
+    fused = output.token_logits.unsqueeze(1) + sam[layout.frozen : layout.frozen + layout.adapted]
+    tensors = fused.float(), sam, iou, lr_token_logits
+    if sam.device.type != "cuda":
+        return HostOutput(lambda: None, *(tensor.numpy() for tensor in tensors))
     arrays = [torch.empty(tensor.shape, pin_memory=True) for tensor in tensors]
     for array, tensor in zip(arrays, tensors, strict=True):
-        array.copy_(tensor.float(), non_blocking=True)
-    torch.cuda.current_stream(device).synchronize()
-    return [array.numpy() for array in arrays]
+        array.copy_(tensor, non_blocking=True)
+    copied = torch.cuda.current_stream(sam.device).record_event()
+    return HostOutput(copied.synchronize, *(array.numpy() for array in arrays))
 
 
-def _answer(row: int, request: DecodeRequest, layout: Layout, arrays: _Arrays, quality: Quality) -> Decoded:
+def scatter(
+    batch: DecoderBatch,
+    requests: Sequence[DecodeRequest],
+    output: HostOutput,
+    quality: Quality,
+    for_each: ForEach = map,
+) -> Iterable[Decoded]:
+    """Wait for `output`; each request's answer from it, in the order of `requests`. `quality` predicts the IoU of fused
+    masks.
+    """
+    output.wait()
+    rows = {index: row for row, index in enumerate(batch.order)}
+
+    def answer(index: int) -> Decoded:
+        return _answer(rows[index], requests[index], batch.layout, output, quality)
+
+    return for_each(answer, range(len(requests)))
+
+
+def _answer(row: int, request: DecodeRequest, layout: Layout, output: HostOutput, quality: Quality) -> Decoded:
     """The answer to the request in HR row `row`."""
-    picked = _pick(arrays.iou[row], request.multimask)
-    sam = arrays.sam_masks[row, picked]
+    picked = _pick(output.iou[row], request.multimask)
+    # The lists make copies, so that an answer that is kept does not keep its whole batch.
+    sam = output.sam_masks[row, picked]
     adapted = row - layout.frozen
     if adapted < 0:
-        return Decoded(sam, arrays.iou[row, picked].clip(0, 1), sam[0], None, None)
-    logits = arrays.token_logits[adapted] + sam
+        return Decoded(sam, output.iou[row, picked].clip(0, 1), sam[0], None, None)
+    logits = output.fused[adapted, picked]
     sam_lr = lr_logits = None
     if adapted < layout.lr_masks + layout.lr_sam:
         lr_row = layout.frozen + layout.adapted + adapted
-        sam_lr = arrays.sam_masks[lr_row, _pick(arrays.iou[lr_row], request.multimask)[0]]
+        sam_lr = output.sam_masks[lr_row, _pick(output.iou[lr_row], request.multimask)[0]]
         if adapted < layout.lr_masks:
-            lr_logits = arrays.lr_token_logits[adapted] + sam_lr
+            lr_logits = output.lr_token_logits[adapted] + sam_lr
     return Decoded(logits, quality(logits, request.hr.view_size), sam[0], sam_lr, lr_logits)
 
 
@@ -199,10 +208,12 @@ def _dense(decoder: FastDecoder, rows: Sequence[_Row]) -> Tensor | None:
         return None
     encoder = decoder.network.prompt_encoder
     position = decoder.position
-    masks = torch.as_tensor(np.stack([m for row in rows if (m := row.mask) is not None])[:, None]).to(position)
+    given = np.stack([mask for row in rows if (mask := row.mask) is not None])[:, None]
+    masks = _copied(given, position.device).to(position.dtype)
     added = (encoder.dense(masks) - encoder.dense(None)).flatten(2).transpose(1, 2)
     dense = position.new_zeros(len(rows), *position.shape)
-    dense[masked] = added
+    for index, one in zip(masked, added, strict=True):
+        dense[index] = one
     return dense
 
 
@@ -212,9 +223,8 @@ def _tokens(decoder: FastDecoder, rows: Sequence[_Row], config: ModelConfig) -> 
     coordinates, kinds = pad_prompts(
         [prompt_numbers(row.prompt, row.view.view_size, config, lr=row.branch == "lr") for row in rows]
     )
-    places = torch.as_tensor(coordinates).to(position)
-    kind = torch.as_tensor(kinds, device=position.device)
-    frozen = torch.tensor([row.frozen for row in rows], device=position.device)
+    places, kind = _copied(coordinates, position.device).to(position.dtype), _copied(kinds, position.device)
+    frozen = _copied(np.array([row.frozen for row in rows]), position.device)
 
     encoder = network.prompt_encoder
     table = encoder.kind_table()
@@ -227,7 +237,13 @@ def _tokens(decoder: FastDecoder, rows: Sequence[_Row], config: ModelConfig) -> 
         hf = own.new_zeros(len(rows), 1, WIDTH)
     else:
         learned = torch.cat((decoder.adapters.hr.hf_token.weight, decoder.adapters.lr.hf_token.weight))
-        branch = torch.tensor([int(row.branch == "lr") for row in rows], device=position.device)
+        branch = _copied(np.array([int(row.branch == "lr") for row in rows]), position.device)
         hf = (learned[branch] * ~frozen.unsqueeze(-1)).unsqueeze(1)
     real = torch.cat((own.new_ones(own.shape[:2]).bool(), ~frozen.unsqueeze(-1), kind != FILLER_KIND), dim=1)
     return torch.cat((own, hf, sparse), dim=1), real
+
+
+def _copied(array: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """The array on the device. It goes there without a wait for what the device has still to do."""
+    tensor = torch.as_tensor(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

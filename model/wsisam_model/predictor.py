@@ -7,6 +7,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from wsisam_model.adapters import Adapters
 from wsisam_model.checkpoints import AdapterWeights, BaseWeights
 from wsisam_model.config import ModelConfig
-from wsisam_model.decoder_batch import Decoded, DecodeRequest, collate, scatter
+from wsisam_model.decoder_batch import Decoded, DecodeRequest, collate, scatter, to_host
 from wsisam_model.embedding import Embedding
 from wsisam_model.engines.choice import choose_engine
 from wsisam_model.engines.precision import SHORT_NAMES, Precision
@@ -165,13 +166,20 @@ class Predictor:
         return [self._doubted(surest[index]) if ways[index] > 1 else surest[index] for index in range(len(requests))]
 
     def _decode_each(self, requests: Sequence[DecodeRequest]) -> list[Decoded]:
-        batches: list[tuple[list[int], Iterable[Decoded]]] = []
+        """Batch by batch. A device decodes the next one while threads judge the masks of the last."""
         alike = sorted(range(len(requests)), key=lambda index: _effort(requests[index]))
-        for start in range(0, len(alike), self.max_batch):
-            chosen = alike[start : start + self.max_batch]
-            batches.append((chosen, self._decode_batch([requests[index] for index in chosen])))
-        answers = {index: answer for chosen, decoded in batches for index, answer in zip(chosen, decoded, strict=True)}
-        return [answers[index] for index in range(len(requests))]
+        chosen = [alike[start : start + self.max_batch] for start in range(0, len(alike), self.max_batch)]
+        decoded: list[Iterable[Decoded]] = []
+        running: Callable[[], Iterable[Decoded]] | None = None
+        for indices in chosen:
+            following = self._start([requests[index] for index in indices])
+            if running is not None:
+                decoded.append(running())
+            running = following
+        if running is not None:
+            decoded.append(running())
+        in_order = zip(alike, chain.from_iterable(decoded), strict=True)
+        return [answer for _, answer in sorted(in_order, key=lambda pair: pair[0])]
 
     def _readings(self, request: DecodeRequest) -> list[DecodeRequest]:
         """What the request's clicks may mean to the adapters; the frozen SAM takes prompts as they are."""
@@ -190,12 +198,13 @@ class Predictor:
         prompt = reread(request.prompt, reading.prompt, mask)
         return None if prompt is None else replace(reading, prompt=prompt)
 
-    def _decode_batch(self, requests: Sequence[DecodeRequest]) -> Iterable[Decoded]:
-        """Answers that may be in the making: threads judge the masks while the device decodes the next batch."""
+    def _start(self, requests: Sequence[DecodeRequest]) -> Callable[[], Iterable[Decoded]]:
+        """Decode one batch, on CUDA without a wait for it; what is returned waits and gives the answers."""
         with torch.inference_mode():
             # Positions of prompts need float32 whatever the precision: bfloat16 holds 8 bits of them.
             batch = collate(self.decoder, requests, self.config)
-        return scatter(batch, requests, self._engine.run(batch), self._predict_iou, self._for_each)
+            output = to_host(self._engine.run(batch), batch.layout)
+        return lambda: scatter(batch, requests, output, self._predict_iou, self._for_each)
 
     def _doubted(self, answer: Decoded) -> Decoded:
         """The answer to a prompt that could be read in several ways."""

@@ -23,10 +23,7 @@ def stability(logits: Floats, offset: float = _OFFSET) -> Floats:
     """IoU (n,) of each mask (n, h, w) thresholded at `offset` with itself thresholded at minus that; 0 for a mask
     without a pixel.
     """
-    inner = np.count_nonzero(logits > offset, axis=(1, 2))
-    outer = np.count_nonzero(logits > -offset, axis=(1, 2))
-    ratio: Floats = (inner / np.maximum(outer, 1)).astype(np.float32)
-    return ratio
+    return np.array([_stability(mask, offset) for mask in logits], np.float32)
 
 
 def confidence(logits: Floats) -> float:
@@ -40,10 +37,7 @@ def mask_numbers(logits: Floats) -> Floats:
     IoU and mean probability inside by the logits themselves, part of the area in the largest piece, roundness, part of
     the view's border taken, and the logarithm of the area.
     """
-    rows = [_numbers(mask) for mask in logits]
-    inner = np.stack((stability(logits), stability(logits, 3 * _OFFSET)), axis=1)
-    numbers: Floats = np.concatenate((inner, np.array(rows, np.float32).reshape(-1, NUMBERS - 2)), axis=1)
-    return numbers
+    return np.array([_numbers(mask) for mask in logits], np.float32).reshape(-1, NUMBERS)
 
 
 def fused_iou(logits: Floats, calibration: Mapping[str, npt.NDArray[np.float32]]) -> Floats:
@@ -71,19 +65,44 @@ def check_calibration(shapes: Mapping[str, tuple[int, ...]]) -> None:
         raise CheckpointError("the calibration of the predicted IoU is iou.weight (8), iou.bias (1) and iou.lone (1)")
 
 
+def _stability(logits: Floats, offset: float) -> float:
+    inner, outer = int(np.count_nonzero(logits > offset)), int(np.count_nonzero(logits > -offset))
+    return inner / max(outer, 1)
+
+
 def _numbers(logits: Floats) -> tuple[float, ...]:
-    """All but the stabilities, of one mask (h, w)."""
-    mask = logits > 0
-    area = int(mask.sum())
+    """`mask_numbers` of one mask (h, w). OpenCV's sums and exponentials cost a fifth of numpy's."""
+    stable = _stability(logits, _OFFSET), _stability(logits, 3 * _OFFSET)
+    mask = (logits > 0).view(np.uint8)
+    area = cv2.countNonZero(mask)
     if area == 0:
-        return (0.0,) * (NUMBERS - 2)
-    probability = 1 / (1 + np.exp(-np.clip(logits, -30, 30)))
-    inside = float(probability[mask].sum())
-    expected = inside / (area + float(probability.sum()) - inside)
-    _, _, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    largest = int(stats[1:, cv2.CC_STAT_AREA].max())
-    steps = np.count_nonzero(mask[1:] != mask[:-1]) + np.count_nonzero(mask[:, 1:] != mask[:, :-1])
-    on_border = int(mask[0].sum() + mask[-1].sum() + mask[:, 0].sum() + mask[:, -1].sum())
-    roundness = float(np.sqrt(area) * 4 / max(1, steps + on_border))
+        return *stable, *(0.0,) * (NUMBERS - 2)
+    probability = np.negative(logits)
+    cv2.exp(probability, probability)
+    probability += 1
+    np.reciprocal(probability, out=probability)
+    inside = cv2.norm(probability, cv2.NORM_L1, mask)
+    expected = inside / (area + cv2.sumElems(probability)[0] - inside)
+    x, y, width, height = cv2.boundingRect(mask)
+    on_border = sum(np.count_nonzero(side) for side in (mask[0], mask[-1], mask[:, 0], mask[:, -1]))
+    around = mask[max(y - 1, 0) : y + height + 1, max(x - 1, 0) : x + width + 1]
+    roundness = float(np.sqrt(area) * 4 / max(1, _steps(around) + on_border))
     border = on_border / (2 * sum(mask.shape))
-    return expected, inside / area, largest / area, roundness, border, float(np.log(area / mask.size))
+    _, _, _, surest = cv2.minMaxLoc(logits)
+    piece = mask[y : y + height, x : x + width]
+    largest = _largest(piece, area, (surest[0] - x, surest[1] - y))
+    return *stable, expected, inside / area, largest / area, roundness, border, float(np.log(area / mask.size))
+
+
+def _steps(mask: npt.NDArray[np.uint8]) -> int:
+    """Neighbours, above or beside each other, of which one is in the mask."""
+    return int(np.count_nonzero(mask[1:] != mask[:-1]) + np.count_nonzero(mask[:, 1:] != mask[:, :-1]))
+
+
+def _largest(mask: npt.NDArray[np.uint8], area: int, inside: tuple[int, int]) -> int:
+    """Pixels of the largest piece; `inside` is (x, y) of a pixel of the mask, by whose piece this is mostly known."""
+    found, *_ = cv2.floodFill(mask.copy(), None, inside, 2, flags=8)
+    if 2 * found >= area:
+        return found
+    _, _, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8, ltype=cv2.CV_16U)
+    return int(stats[1:, cv2.CC_STAT_AREA].max())

@@ -97,6 +97,21 @@ def test_an_embedding_survives_the_next_encode(compiled: Predictor, golden: Gold
     assert torch.equal(first.early, kept[1])
 
 
+def test_answers_survive_the_next_decodes(compiled: Predictor, views: dict[str, ViewParity]) -> None:
+    """Of one call: the next prompt is decoded, into the same buffers, before the last one's answer is made."""
+    hr, lr = (compiled.prepare(embedding) for embedding in (views["A"].hr, views["A"].lr))
+    requests = [
+        DecodeRequest(hr, lr, Prompt(box=(x, 50.0, x + 100, 200.0)), frozen=frozen)
+        for frozen in (False, True)
+        for x in (20.0, 60.0, 140.0)
+    ]
+    for answer, request in zip(compiled.decode(requests), requests, strict=True):
+        (alone,) = compiled.decode([request])
+        assert abs(answer.logits - alone.logits).max() < 1e-5
+        assert abs(answer.sam_logits_hr - alone.sam_logits_hr).max() < 1e-5
+        assert abs(answer.predicted_iou - alone.predicted_iou).max() < 1e-5
+
+
 def _fail(*_: Any, **__: Any) -> None:
     raise RuntimeError("no such operation")
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from wsisam_model.adapters import Adapters
 from wsisam_model.checkpoints import AdapterWeights, load_base_weights
 from wsisam_model.config import model_config
-from wsisam_model.decoder_batch import DecodeRequest, collate, scatter
+from wsisam_model.decoder_batch import DecodeRequest, collate, scatter, to_host
 from wsisam_model.engines import cuda_engine
 from wsisam_model.engines.cuda_engine import CudaEngine, DecodeShape, bucket, decode_shape
 from wsisam_model.engines.precision import Precision
@@ -172,12 +172,14 @@ def test_an_answer_survives_the_next_replay(
     for box in ((20.0, 30.0, 120.0, 130.0), (100.0, 90.0, 220.0, 200.0)):
         requests = [DecodeRequest(*prepared[:2], Prompt(box=box))]
         batch = collate(plain.decoder, requests, CONFIG)
-        answers += scatter(batch, requests, engine.run(batch), lambda logits, _: stability(logits), for_each=map)
+        answers += scatter(
+            batch, requests, to_host(engine.run(batch), batch.layout), lambda logits, _: stability(logits), for_each=map
+        )
     again = [answer.logits.copy() for answer in answers]
     assert abs(again[0] - again[1]).max() > 0.1
     requests = [DecodeRequest(*prepared[:2], Prompt(box=(20.0, 30.0, 120.0, 130.0)))]
     batch = collate(plain.decoder, requests, CONFIG)
-    (expected,) = scatter(batch, requests, plain.run(batch), lambda logits, _: stability(logits))
+    (expected,) = scatter(batch, requests, to_host(plain.run(batch), batch.layout), lambda logits, _: stability(logits))
     assert abs(again[0] - expected.logits).max() < 1e-3
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from wsisam_model import decoder_batch
 from wsisam_model.adapters import Adapter, Adapters
 from wsisam_model.checkpoints import AdapterWeights, BaseWeights
 from wsisam_model.config import model_config
@@ -78,6 +80,29 @@ def test_a_mixed_call_answers_each_request_as_if_alone(
     assert [answer.logits.shape[0] for answer in alone] == [1, 1, 3, 1, 1, 3]
     assert [answer.sam_logits_lr is not None for answer in alone] == [True, False, True, False, False, False]
     assert [answer.lr_logits is not None for answer in alone] == [False, False, True, False, False, False]
+
+
+def test_the_next_batch_is_begun_before_the_last_is_waited_for(
+    predictor: Predictor,
+    views: tuple[DecoderView, DecoderView],
+    prompts: Mapping[str, Prompt],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And the one after it only then: outputs of two batches are alive at most."""
+    steps: list[str] = []
+
+    def collate(*arguments: Any) -> Any:
+        steps.append("begin")
+        return decoder_batch.collate(*arguments)
+
+    def scatter(*arguments: Any) -> Any:
+        steps.append("wait")
+        return decoder_batch.scatter(*arguments)
+
+    monkeypatch.setattr("wsisam_model.predictor.collate", collate)
+    monkeypatch.setattr("wsisam_model.predictor.scatter", scatter)
+    predictor.decode([DecodeRequest(*views, prompts["box"])] * 3)
+    assert steps == ["begin", "begin", "wait", "begin", "wait", "wait"]
 
 
 def test_frozen_answers_are_sams_own_masks_best_first(
