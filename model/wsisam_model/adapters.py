@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from wsisam_model.errors import CheckpointError
 from wsisam_model.layers import LayerNorm2d
 from wsisam_model.mask_decoder import FEATURES, ThreeLayerMlp
-from wsisam_model.point_box import LONE_SIDE, SPREAD, readings, with_point_box
+from wsisam_model.point_box import LONE_SIDE, SPREAD, readings
 from wsisam_model.prompts import Prompt
 from wsisam_model.quality import check_calibration
 from wsisam_model.transformer import WIDTH
@@ -100,12 +100,6 @@ class TrainedPrompt(nn.Module):
         if self.point_box is None:
             return [prompt]
         return readings(prompt, view_size, *self._box_numbers())
-
-    def complete(self, prompt: Prompt, view_size: tuple[int, int], *, keep_points: bool = False) -> Prompt:
-        """`prompt`, in HR view pixels, with a box around its clicks if the adapters want one (`with_point_box`)."""
-        if self.point_box is None:
-            return prompt
-        return with_point_box(prompt, view_size, *self._box_numbers(), keep_points=keep_points)
 
     def _box_numbers(self) -> tuple[float, float]:
         """`point_box`, read from the device once: every such read waits for all that runs there."""

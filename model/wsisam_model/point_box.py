@@ -30,20 +30,15 @@ Point = tuple[float, float]
 
 
 def with_point_box(
-    prompt: Prompt,
-    view_size: tuple[int, int],
-    spread: float = SPREAD,
-    lone_side: float = LONE_SIDE,
-    *,
-    keep_points: bool = False,
+    prompt: Prompt, view_size: tuple[int, int], spread: float = SPREAD, lone_side: float = LONE_SIDE
 ) -> Prompt:
     """`prompt` with its clicks turned into a box; prompts without points stay as they are.
 
     The box is the extent of the n positive points times 1 + `spread` / n about its middle, no side shorter than
     `lone_side` / √n of the view's longer side; where the mask prompt of an earlier answer lies under positive points,
     it is what holds that part and all of them instead. It ends halfway to negative points beside the extent. A box
-    that was given is kept, and widened to hold the positive points. Left are the negative points inside the box, with
-    `keep_points` all points; the mask prompt is not. `view_size` is (height, width).
+    that was given is kept, and widened to hold the positive points. Left are the negative points inside the box; the
+    positive ones and the mask prompt are not. `view_size` is (height, width).
     """
     if not prompt.points:
         return prompt
@@ -61,8 +56,6 @@ def with_point_box(
         box = _cut(guess, extent, negative)
     else:
         return prompt
-    if keep_points:
-        return replace(prompt, box=box, mask_hr=None, mask_lr=None)
     inside = tuple(point for point in negative if box[0] < point[0] < box[2] and box[1] < point[1] < box[3])
     return replace(prompt, box=box, points=inside, labels=(0,) * len(inside), mask_hr=None, mask_lr=None)
 

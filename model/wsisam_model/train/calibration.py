@@ -62,8 +62,9 @@ def fit_calibration(numbers: Floats, lone: Sequence[bool], ious: Sequence[float]
 
 
 def _prompt(sample: Sample, kind: str, rng: np.random.Generator) -> Prompt:
+    places = draws.places(sample.mask)
     if kind in NOISES:
-        return Prompt(box=draws.noisy_box(draws.tight_box(sample.mask), NOISES[kind], rng))
+        return Prompt(box=draws.noisy_box(places.box, NOISES[kind], rng))
     positive, negative = POINTS[kind]
-    points = draws.positive_points(sample.mask, positive, rng), draws.negative_points(sample.mask, negative, rng)
+    points = draws.some(places.inside, positive, rng), draws.some(places.beside, negative, rng)
     return Prompt(points=(*points[0], *points[1]), labels=(1,) * len(points[0]) + (0,) * len(points[1]))

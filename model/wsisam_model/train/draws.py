@@ -6,8 +6,11 @@ tight box of a single pixel i is (i - 0.5, i + 0.5).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from wsisam_model.prompts import MASK_SIDE
 from wsisam_model.train.samples import Mask
@@ -37,18 +40,32 @@ def noisy_box(box: Box, noise: float, rng: np.random.Generator) -> Box:
     return float(left), float(top), float(right), float(bottom)
 
 
-def positive_points(mask: Mask, count: int, rng: np.random.Generator) -> tuple[Point, ...]:
-    """`count` different pixels of the object, uniformly; fewer where it has fewer."""
-    return _pixels(mask, count, rng)
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where the prompts of one object may lie: its tight box, the pixels of the object and those beside it, int16
+    (n, 2) each.
+    """
+
+    box: Box
+    inside: npt.NDArray[np.int16]
+    beside: npt.NDArray[np.int16]
 
 
-def negative_points(mask: Mask, count: int, rng: np.random.Generator) -> tuple[Point, ...]:
-    """`count` pixels beside the object, uniformly within its box grown by `NEGATIVE_REACH`."""
-    x0, y0, x1, y1 = tight_box(mask)
+def places(mask: Mask) -> Places:
+    """The places of an object; those beside it lie in its tight box grown by `NEGATIVE_REACH`. ValueError for an empty
+    mask.
+    """
+    x0, y0, x1, y1 = box = tight_box(mask)
     reach_x, reach_y = NEGATIVE_REACH * (x1 - x0), NEGATIVE_REACH * (y1 - y0)
     near = np.zeros_like(mask)
     near[max(0, int(y0 - reach_y)) : int(y1 + reach_y) + 1, max(0, int(x0 - reach_x)) : int(x1 + reach_x) + 1] = True
-    return _pixels(near & ~mask, count, rng)
+    return Places(box, _pixels(mask), _pixels(near & ~mask))
+
+
+def some(pixels: npt.NDArray[np.int16], count: int, rng: np.random.Generator) -> tuple[Point, ...]:
+    """`count` different ones of `pixels` (n, 2), uniformly; fewer where there are fewer."""
+    chosen = pixels[rng.permutation(len(pixels))[:count]]
+    return tuple((float(x), float(y)) for x, y in chosen)
 
 
 def next_click(mask: Mask, answer: Mask) -> tuple[Point, int] | None:
@@ -74,7 +91,5 @@ def low_resolution(mask: Mask) -> Mask:
     return np.asarray(covered >= 0.5)
 
 
-def _pixels(mask: Mask, count: int, rng: np.random.Generator) -> tuple[Point, ...]:
-    ys, xs = np.nonzero(mask)
-    chosen = rng.permutation(xs.size)[:count]
-    return tuple((float(xs[i]), float(ys[i])) for i in chosen)
+def _pixels(mask: Mask) -> npt.NDArray[np.int16]:
+    return np.argwhere(mask)[:, ::-1].astype(np.int16)

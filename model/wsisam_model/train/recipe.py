@@ -44,11 +44,6 @@ class Recipe:
 
     boxes: float = 0.4
     """Share of box prompts; the rest are points."""
-    lone: float = 0.0
-    """Share of prompts that are one click, given to the network as a click and not as a box around it. Above 0 the
-    prompt encoder's vectors for clicks are trained along."""
-    with_points: float = 0.0
-    """Share of the clicks that stay beside the box made of them."""
     box_noise: float = 0.25
     """Boxes are noisy by up to this, uniformly, but for the tight ones."""
     tight: float = 0.2

@@ -10,30 +10,22 @@ from torch import Tensor, nn
 from wsisam_model.adapters import Adapter, Adapters, TrainedPrompt
 from wsisam_model.config import ModelConfig
 from wsisam_model.network import WsiSam
-from wsisam_model.train.recipe import Recipe
 
-_BACKGROUND, _OBJECT, _PADDING = "point_embeddings.0.weight", "point_embeddings.1.weight", "not_a_point_embed.weight"
-
-
-def trained_vectors(recipe: Recipe) -> tuple[str, ...]:
-    """Vectors of the prompt encoder that are trained along: the one for clicks beside the object, which LiteMedSAM
-    never learned, and those for clicks on it and for their end where the recipe gives clicks as such. The box corners
-    stay frozen.
-    """
-    clicks = recipe.lone or recipe.with_points
-    return (_BACKGROUND, _OBJECT, _PADDING) if clicks else (_BACKGROUND,)
+TRAINED_VECTORS = ("point_embeddings.0.weight",)
+"""Vectors of the prompt encoder that are trained along: the one that says "background point", which LiteMedSAM never
+learned. The box corners stay frozen, and "object point" and "no box" are never said, since clicks become a box."""
 
 
-def fresh_adapters(base: WsiSam, config: ModelConfig, recipe: Recipe) -> Adapters:
+def fresh_adapters(base: WsiSam, config: ModelConfig, *, seed: int) -> Adapters:
     """Adapters that see a box around clicks and otherwise answer as the frozen SAM does: the HR and LR tokens start as
     mask token 0 and the last layer of their MLP at zero. The rest of each branch starts at random.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
+        torch.manual_seed(seed)
         adapters = Adapters(
             Adapter(config.early_channels),
             Adapter(config.early_channels),
-            TrainedPrompt((*trained_vectors(recipe), "point_box")),
+            TrainedPrompt((*TRAINED_VECTORS, "point_box")),
         )
     with torch.no_grad():
         for branch in (adapters.hr, adapters.lr):
@@ -43,7 +35,7 @@ def fresh_adapters(base: WsiSam, config: ModelConfig, recipe: Recipe) -> Adapter
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
         frozen = base.prompt_encoder.state_dict()
-        adapters.prompt.load_state_dict({name: frozen[name] for name in trained_vectors(recipe)}, strict=False)
+        adapters.prompt.load_state_dict({name: frozen[name] for name in TRAINED_VECTORS}, strict=False)
     return adapters
 
 

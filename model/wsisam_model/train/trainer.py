@@ -84,6 +84,7 @@ class Trainer:
         self.decoder, self.samples, self.recipe, self.folder = decoder, samples, recipe, folder
         self.embed = embed
         self.weights = _sampling_weights(samples)
+        self._known_places: dict[int, draws.Places] = {}
         self.step = 0
         self.log: list[StepLog] = []
         self._rates, groups = [], []
@@ -194,10 +195,11 @@ class Trainer:
         window = WHOLE if rng.random() < self.recipe.whole else window_around(sample, rng)
         drafts = []
         for _ in range(self.recipe.prompts_per_sample):
-            user, shown, corrected = self._prompt(sample, rng)
+            user, corrected = self._prompt(sample, rng)
             with_lr, without_hr = self._branches(rng)
             decoded = window if self.decoder.position.device.type == "cpu" else WHOLE  # rows of one size are one batch
-            query = Query(hr, lr if with_lr else None, shown, decoded, hr_token_weight=0.0 if without_hr else 1.0)
+            shown, weight = self._shown(user, rng), 0.0 if without_hr else 1.0
+            query = Query(hr, lr if with_lr else None, shown, decoded, hr_token_weight=weight)
             drafts.append(_Draft(sample, user, query, window, corrected))
         return drafts
 
@@ -208,26 +210,28 @@ class Trainer:
         drop_lr, drop_hr = rng.random(2) < (self.recipe.lr_dropout, self.recipe.hr_dropout)
         return (True, bool(drop_hr)) if not drop_lr or self.recipe.branches == "lr" else (False, False)
 
-    def _prompt(self, sample: Sample, rng: np.random.Generator) -> tuple[Prompt, Prompt, bool]:
-        """What a user may say, what the network sees of it, and whether one more click is to follow."""
-        recipe, drawn = self.recipe, rng.random()
-        if drawn < recipe.boxes:
+    def _prompt(self, sample: Sample, rng: np.random.Generator) -> tuple[Prompt, bool]:
+        """What a user may say, and whether one more click is to follow."""
+        recipe, places = self.recipe, self._places(sample)
+        if rng.random() < recipe.boxes:
             noise = 0.0 if rng.random() < recipe.tight else float(rng.uniform(0, recipe.box_noise))
-            box = Prompt(box=draws.noisy_box(draws.tight_box(sample.mask), noise, rng))
-            return box, box, False
-        if drawn < recipe.boxes + recipe.lone:
-            click = Prompt(points=draws.positive_points(sample.mask, 1, rng), labels=(1,))
-            return click, click, False
+            return Prompt(box=draws.noisy_box(places.box, noise, rng)), False
         count = int(rng.choice(POINT_COUNTS))
         negatives = int(rng.integers(1, 4)) if rng.random() < 0.4 else 0
-        positive = draws.positive_points(sample.mask, count, rng)
-        negative = draws.negative_points(sample.mask, negatives, rng)
+        positive, negative = draws.some(places.inside, count, rng), draws.some(places.beside, negatives, rng)
         clicks = Prompt(points=(*positive, *negative), labels=(1,) * len(positive) + (0,) * len(negative))
-        return clicks, self._shown(clicks, rng), rng.random() < recipe.corrected
+        return clicks, rng.random() < recipe.corrected
 
-    def _shown(self, clicks: Prompt, rng: np.random.Generator) -> Prompt:
+    def _places(self, sample: Sample) -> draws.Places:
+        if id(sample) not in self._known_places:
+            self._known_places[id(sample)] = draws.places(sample.mask)
+        return self._known_places[id(sample)]
+
+    def _shown(self, user: Prompt, rng: np.random.Generator) -> Prompt:
+        """One of the forms in which the network may see what the user says."""
         size = (self.decoder.config.image_size, self.decoder.config.image_size)
-        return self.decoder.adapters.prompt.complete(clicks, size, keep_points=rng.random() < self.recipe.with_points)
+        readings = self.decoder.adapters.prompt.readings(user, size)
+        return readings[int(rng.integers(len(readings)))]
 
     def _corrected(self, drafts: Sequence[_Draft], rng: np.random.Generator) -> list[_Draft]:
         """`drafts`, where it is wanted with one click more where the present adapters answer wrongly."""

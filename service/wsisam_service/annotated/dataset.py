@@ -163,9 +163,9 @@ class Dataset:
     ) -> list[tuple[tuple[float, float], int]]:
         """Points in level 0 with their labels, drawn in the tight box's view."""
         view = self._view(item.bounds, tissue)
-        mask = item.in_view(view)
-        drawn = [(p, 1) for p in draws.positive_points(mask, positive, rng)]
-        drawn += [(p, 0) for p in draws.negative_points(mask, negative, rng)]
+        places = draws.places(item.in_view(view))
+        drawn = [(p, 1) for p in draws.some(places.inside, positive, rng)]
+        drawn += [(p, 0) for p in draws.some(places.beside, negative, rng)]
         return [(view.level0_from_edge(x + 0.5, y + 0.5), label) for (x, y), label in drawn]
 
 

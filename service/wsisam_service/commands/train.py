@@ -91,7 +91,7 @@ def _start(choice: str, predictor: Predictor, recipe: Recipe) -> Adapters:
     from wsisam_model.train.start import fresh_adapters
 
     if choice == "fresh":
-        return fresh_adapters(predictor.decoder.network, predictor.config, recipe)
+        return fresh_adapters(predictor.decoder.network, predictor.config, seed=recipe.seed)
     trained = load_model(predictor.config.name, adapters=choice, device="cpu").decoder.adapters
     if trained is None:
         raise UsageError("no adapters are shipped for this model; start fresh")
