@@ -55,6 +55,7 @@ class Decoded:
 
     `logits` (n, 256, 256), best first in SAM's own order: one mask, or three with multimask; `predicted_iou` (n,) in
     0..1. The SAM logits are the next mask prompt of their branch; the LR ones are there if they were asked for.
+    `logits` may be a part of what a whole batch gave: copy what is to be kept.
     """
 
     logits: Floats
@@ -170,12 +171,12 @@ def scatter(
 def _answer(row: int, request: DecodeRequest, layout: Layout, output: HostOutput, quality: Quality) -> Decoded:
     """The answer to the request in HR row `row`."""
     picked = _pick(output.iou[row], request.multimask)
-    # The lists make copies, so that an answer that is kept does not keep its whole batch.
+    # Copied, as the next prompt may come long after: it must not keep the whole batch. The logits are a part of it.
     sam = output.sam_masks[row, picked]
     adapted = row - layout.frozen
     if adapted < 0:
         return Decoded(sam, output.iou[row, picked].clip(0, 1), sam[0], None, None)
-    logits = output.fused[adapted, picked]
+    logits = output.fused[adapted, picked if request.multimask else slice(1)]
     sam_lr = lr_logits = None
     if adapted < layout.lr_masks + layout.lr_sam:
         lr_row = layout.frozen + layout.adapted + adapted
