@@ -29,7 +29,7 @@ from wsisam_model.fast_decoder import DecoderView, FastDecoder
 from wsisam_model.image_encoder import load_image_encoder
 from wsisam_model.network import WsiSam
 from wsisam_model.point_box import reread
-from wsisam_model.preprocessing import Floats, resized_size, to_input, upscale_logits
+from wsisam_model.preprocessing import Floats, resized_size, upscale_logits, write_input
 from wsisam_model.prompt_tensors import check_prompt
 from wsisam_model.prompts import MASK_SIDE
 from wsisam_model.quality import confidence, fused_iou, lone_iou
@@ -133,7 +133,7 @@ class Predictor:
         rows = inputs.numpy()
 
         def write(index: int) -> None:
-            rows[index] = to_input(images[index], self.config)
+            write_input(images[index], self.config, rows[index])
 
         deque(self._for_each(write, range(len(images))), maxlen=0)
         return inputs

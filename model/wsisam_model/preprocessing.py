@@ -48,14 +48,23 @@ def to_input(image: Pixels, config: ModelConfig) -> Floats:
 
     The padding of zeros lies below or on the right. A view of one colour becomes all zeros under min-max.
     """
+    model_input = np.empty((3, config.image_size, config.image_size), np.float32)
+    write_input(image, config, model_input)
+    return model_input
+
+
+def write_input(image: Pixels, config: ModelConfig, model_input: Floats) -> None:
+    """Write `to_input` of a view into `model_input`, float32 (3, S, S)."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
         raise ValueError(f"a view is uint8 (H, W, 3), not {image.dtype} {image.shape}")
     resized = resize_to_model(image, config)
     height, width = resized.shape[:2]
-    padded = np.zeros((3, config.image_size, config.image_size), np.float32)
-    for channel, table in enumerate(_normalisation_tables(resized, config)):
-        padded[channel, :height, :width] = table[resized[..., channel]]
-    return padded
+    for levels, table, channel in zip(
+        cv2.split(resized), _normalisation_tables(resized, config), model_input, strict=True
+    ):
+        channel[:height, :width] = cv2.LUT(levels, table)
+        channel[height:] = 0
+        channel[:, width:] = 0
 
 
 def _normalisation_tables(resized: Pixels, config: ModelConfig) -> Floats:
@@ -64,7 +73,7 @@ def _normalisation_tables(resized: Pixels, config: ModelConfig) -> Floats:
     if config.normalisation == "minmax":
         low, high = float(resized.min()), float(resized.max())
         table = (levels - low) / max(high - low, 1e-8)
-        return np.tile(table, (3, 1)).astype(np.float32)
+        return np.stack((table.astype(np.float32),) * 3)
     tables: Floats = ((levels - _IMAGENET_MEAN[:, None]) / _IMAGENET_STD[:, None]).astype(np.float32)
     return tables
 
