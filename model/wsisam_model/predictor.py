@@ -88,7 +88,7 @@ class Predictor:
         self.adapters = None if adapters is None else _info(adapters)
         self._device = _resolve_device(device)
         self.device = str(self._device)
-        self._precision = Precision.of(precision)
+        self._precision = Precision.of(precision, self._device.type)
         self.precision = str(self._precision)
         self.max_batch = _MAX_BATCH[self._device.type]
         on_cuda = self._device.type == "cuda"

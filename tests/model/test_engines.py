@@ -14,7 +14,7 @@ from torch import nn
 from wsisam_model.checkpoints import AdapterWeights, BaseWeights, load_base_weights
 from wsisam_model.config import model_config
 from wsisam_model.decoder_batch import DecodeRequest
-from wsisam_model.engines.precision import Precision
+from wsisam_model.engines.precision import AUTO, Precision
 from wsisam_model.errors import ModelError
 from wsisam_model.golden import Golden
 from wsisam_model.parity import ViewParity
@@ -192,6 +192,13 @@ def test_the_name_of_a_converted_network_tells_its_weights_apart() -> None:
 )
 def test_precision_is_one_format_or_two(name: str, shown: str) -> None:
     assert str(Precision.of(name)) == shown
+
+
+def test_auto_is_a_precision_for_each_kind_of_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(AUTO, "cuda", "bfloat16/float16")
+    assert str(Precision.of("auto", "cuda")) == "bfloat16/float16"
+    assert str(Precision.of("auto", "cpu")) == "float32/float32"
+    assert str(Precision.of("float32", "cuda")) == "float32/float32"
 
 
 @pytest.mark.parametrize("name", ["int4", "float32/float32/float32", ""])

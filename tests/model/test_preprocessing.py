@@ -12,7 +12,14 @@ import torch
 from torch.nn.functional import interpolate
 
 from wsisam_model.config import ModelConfig, model_config
-from wsisam_model.preprocessing import lr_from_hr, resize_to_model, to_input, to_model_frame, upscale_logits
+from wsisam_model.preprocessing import (
+    lr_from_hr,
+    resize_to_model,
+    to_input,
+    to_model_frame,
+    upscale_logits,
+    write_input,
+)
 
 LITE, SAM = model_config("lite_medsam"), model_config("vit_b")
 RANDOM = np.random.default_rng(0)
@@ -46,6 +53,19 @@ def test_minmax_spans_zero_to_one_and_pads_after_normalising(golden: dict[str, n
     assert model_input.dtype == np.float32
     np.testing.assert_allclose(model_input[:, :192], expected.transpose(2, 0, 1), atol=1e-7)
     assert not model_input[:, 192:].any()
+
+
+@pytest.mark.parametrize("config", [LITE, SAM], ids=lambda config: str(config.name))
+@pytest.mark.parametrize("size", [(700, 1024), (1024, 700), (256, 256)])
+def test_an_input_written_over_another_one_is_all_its_own(config: ModelConfig, size: tuple[int, int]) -> None:
+    view = RANDOM.integers(0, 256, (*size, 3), np.uint8)
+    used = np.full((3, config.image_size, config.image_size), np.nan, np.float32)
+    write_input(view, config, used)
+    np.testing.assert_array_equal(used, to_input(view, config))
+    height, width = resize_to_model(view, config).shape[:2]
+    assert used[:, :height, :width].std() > 0.05
+    assert not used[:, height:].any()
+    assert not used[:, :, width:].any()
 
 
 def test_a_view_of_one_colour_gives_zeros() -> None:

@@ -9,6 +9,10 @@ import torch
 from wsisam_model.errors import ModelError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+AUTO = {"cpu": "float32", "cuda": "float32"}
+"""What "auto" means, by kind of device. Below float32 the encoder's format becomes part of the view keys, so stores are
+filled anew, and devices of different formats share none.
+"""
 SHORT_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -19,12 +23,12 @@ class Precision(NamedTuple):
     decoder: torch.dtype
 
     @classmethod
-    def of(cls, name: str) -> Self:
-        """From "float32", "bfloat16", "float16", or two of them as "encoder/decoder"; "auto" is float32.
+    def of(cls, name: str, device: str = "cpu") -> Self:
+        """From "float32", "bfloat16", "float16", or two of them as "encoder/decoder"; "auto" is the device's of `AUTO`.
 
         Raises `ModelError`. What lower precision costs in Dice is in docs/PERFORMANCE.md.
         """
-        parts = ["float32"] if name == "auto" else name.split("/")
+        parts = (AUTO[device] if name == "auto" else name).split("/")
         if len(parts) > 2 or any(part not in DTYPES for part in parts):
             raise ModelError(f"no precision is called {name!r}; there are {', '.join(DTYPES)}, or two as a/b")
         return cls(DTYPES[parts[0]], DTYPES[parts[-1]])
