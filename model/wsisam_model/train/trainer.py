@@ -34,7 +34,7 @@ WINDOW_MARGIN = 1.5
 """A window is this much larger than the object, so that what lies around it counts too."""
 MIN_WINDOW, MAX_WINDOW = 20, 48
 """Sides of windows in cells."""
-POINT_COUNTS = (1, 1, 1, 2, 3, 3, 4, 5, 5, 6, 7, 8, 10)
+POINT_COUNTS = (1, 1, 1, 1, 1, 1, 2, 3, 3, 4, 5, 5, 6, 7, 8, 10)
 CHECKPOINT_EVERY = 100
 
 
