@@ -103,6 +103,7 @@ class Predictor:
             engine, self._torch, config.image_size, folder=engine_cache, threads=threads
         )
         self.engine = self._engine.name
+        self.captures_graphs = self._engine.captures_graphs
         self.warnings: Sequence[str] = tuple(found)
         self._calibration = _arrays(trained)
 

@@ -32,7 +32,9 @@ REFINE_MEMORY_BYTES, REFINE_FOLDER_BYTES = 64 * MIB, 256 * MIB
 """Budgets of refine states, a quarter of a megabyte each."""
 ENCODE_BATCH = {"cpu": 1, "cuda": 8}
 DECODE_BATCH = {"cpu": 1, "cuda": 64}
-"""Items of one device call: CPU cores gain nothing from batches (docs/PERFORMANCE.md)."""
+"""Items of one device call: CPU cores gain nothing from batches (docs/PERFORMANCE.md). A GPU encodes 4 % more views a
+second in batches of 32 than of 8, and a click would wait four times as long for the one that runs.
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,6 +68,7 @@ class NumpyBackend:
     key_prefix = "lite_medsam:000000000000:1"
     adapters = NoAdapters()
     device, precision, engine, warnings = "cpu", "float32", "numpy", ()
+    captures_graphs = False
 
     def encode(self, images: Sequence[ViewPixels]) -> list[GreyView]:
         time.sleep(ENCODE_S * len(images))

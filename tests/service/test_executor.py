@@ -70,6 +70,7 @@ class FakeModel:
     config = MODELS["lite_medsam"]
     key_prefix = PREFIX
     device, precision, engine, warnings = "cpu", "float32", "numpy", ()
+    captures_graphs = False
 
     def __init__(self) -> None:
         self.adapters: FakeAdapters | None = FakeAdapters()
@@ -531,6 +532,18 @@ async def test_ready_after_warm_up_and_not_after_the_thread_has_crashed(rig: Rig
     assert isinstance(result, Exception)
     await until(lambda: not rig.executor._batcher._thread.is_alive())
     assert not await rig.executor.ready()
+
+
+async def test_one_view_and_one_box_are_enough_to_warm_up(rig: Rig) -> None:
+    await rig.executor.warm_up()
+    assert rig.model.calls == [("encode", 1), ("decode", 1)]
+
+
+async def test_graphs_are_captured_before_the_first_click_for_all_sizes_that_clients_lead_to(rig: Rig) -> None:
+    rig.model.captures_graphs = True
+    await rig.executor.warm_up()
+    sizes = {"encode": (4, 2, 1), "decode": (16, 8, 4, 2, 1)}  # as many as the lanes take at once
+    assert rig.model.calls == [(kind, size) for kind, some in sizes.items() for size in some]
 
 
 async def test_the_lr_branch_is_asked_for_its_logits_once_an_answer_is_corrected(rig: Rig) -> None:

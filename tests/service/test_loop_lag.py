@@ -67,6 +67,7 @@ class Blobs:
     config = MODELS["lite_medsam"]
     key_prefix = "lite_medsam:000000000000:1"
     device, precision, engine, warnings, adapters = "cpu", "float32", "numpy", (), Adapters()
+    captures_graphs = False
 
     def __init__(self) -> None:
         y, x = np.mgrid[:SIDE, :SIDE].astype(np.float32) - SIDE / 2

@@ -14,6 +14,8 @@ class Engine(Protocol):
     """The two heavy steps of a predictor; used from one thread at a time. Tensors are on the predictor's device."""
 
     name: str
+    captures_graphs: bool
+    """Whether the first batch of each size costs much more than the next ones."""
 
     def encode(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """E (B, 256, 64, 64) and X (B, C, 64, 64), float32, of normalised views (B, 3, S, S) on the CPU."""

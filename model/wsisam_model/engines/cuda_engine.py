@@ -98,6 +98,7 @@ class CudaEngine:
     """`Engine` on CUDA around a torch engine. Graphs are captured when first needed and kept."""
 
     name = "cuda-graphs"
+    captures_graphs = True
 
     def __init__(self, plain: TorchEngine) -> None:
         self._plain = plain

@@ -48,6 +48,7 @@ class OpenVinoEngine:
     """
 
     name = "openvino"
+    captures_graphs = False
 
     def __init__(
         self, plain: TorchEngine, side: int, *, folder: Path | None = None, threads: int | None = None

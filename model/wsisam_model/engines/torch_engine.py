@@ -17,6 +17,7 @@ class TorchEngine:
     """`Engine` in eager torch; below float32 under torch's autocast, which keeps norms and softmax in float32."""
 
     name = "torch"
+    captures_graphs = False
 
     def __init__(self, encoder: ImageEncoder, decoder: FastDecoder, device: torch.device, precision: Precision) -> None:
         self.encoder, self.decoder = encoder, decoder

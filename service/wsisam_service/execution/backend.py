@@ -134,6 +134,11 @@ class Backend(Protocol[E, V]):
     def engine(self) -> str: ...
 
     @property
+    def captures_graphs(self) -> bool:
+        """Whether the first call with a number of items costs much more than the next ones."""
+        ...
+
+    @property
     def warnings(self) -> Sequence[str]:
         """What the operator should know, such as an engine that could not be used."""
         ...
@@ -196,6 +201,10 @@ class PredictorBackend:
     @property
     def engine(self) -> str:
         return self._predictor.engine
+
+    @property
+    def captures_graphs(self) -> bool:
+        return self._predictor.captures_graphs
 
     @property
     def warnings(self) -> Sequence[str]:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -41,6 +41,14 @@ from wsisam_service.jobs import (
 from wsisam_service.masks import rle
 from wsisam_service.purges import follow
 from wsisam_service.stores.embeddings import StoreFailed, TieredStore
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+CAPTURED_SIZES = (32, 16, 8, 4, 2, 1)
+"""Items of the calls that capture graphs before the first click: up to a lone click of each of 16 clients, which is
+decoded in two readings. The largest first, whose memory the others share; every lane takes the last.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,16 +197,17 @@ class LocalExecutor(Generic[E, V]):
         return self._warm and self._batcher.healthy
 
     async def warm_up(self) -> None:
-        """Encode a view and decode a box with every model, so that the first click finds everything allocated."""
+        """Encode a view and decode a box with every model, so that the first click finds everything allocated; where
+        graphs are captured, also as many at once as several clients ask for.
+        """
         for name, backend in self._backends.items():
+            sizes = CAPTURED_SIZES if backend.captures_graphs else (1,)
             side = backend.config.image_size
             image = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
-            (encoding,) = self._batcher.submit(self._encodes, name, [image])
-            _, ready = (await asyncio.wrap_future(encoding)).result
+            _, ready = await self._called_with(self._encodes, name, image, sizes)
             box = Prompt(box=(side * 0.25, side * 0.25, side * 0.75, side * 0.75))
             lr = ready.view if backend.adapters is not None and backend.adapters.uses_lr else None
-            (decoding,) = self._batcher.submit(self._decodes, name, [DecodeItem(ready.view, lr, box)])
-            await asyncio.wrap_future(decoding)
+            await self._called_with(self._decodes, name, DecodeItem(ready.view, lr, box), sizes)
         for lane in (self._encodes, self._decodes):
             lane.seconds_per_item = 0.0  # the first call is no measure of those to come
         await asyncio.to_thread(give_back)
@@ -216,6 +225,15 @@ class LocalExecutor(Generic[E, V]):
         await self._views.aclose()
         await self._refine.aclose()
         self._pool.shutdown()
+
+    async def _called_with(self, lane: Lane[T, R], model: str, item: T, sizes: Sequence[int]) -> R:
+        """The result of `item`, after calls with as many of it as those of `sizes` that the lane takes at once."""
+        for size in sizes:
+            if size <= lane.max_batch:
+                first, *others = self._batcher.submit(lane, model, [item] * size)
+                await asyncio.gather(*map(asyncio.wrap_future, others))
+                result = (await asyncio.wrap_future(first)).result
+        return result
 
     async def _forget(self, fingerprint: str) -> int:
         gone = await self._views.forget(fingerprint)
