@@ -303,7 +303,7 @@ def golden(shared: Path) -> Golden:
 def parity(golden: Golden) -> dict[str, ViewParity]:
     adapters = AdapterWeights("golden", "", {}, golden.state("adapter_high/"), golden.state("adapter_low/"))
     base = load_base_weights(base_weights_path(CONFIG), CONFIG)
-    predictor = Predictor(CONFIG, base, adapters, device="cuda")
+    predictor = Predictor(CONFIG, base, adapters, device="cuda", precision="float32")
     assert (predictor.engine, predictor.warnings) == ("cuda-graphs", ())
     return {view: ViewParity(predictor, golden, view) for view in golden.views()}
 
@@ -323,8 +323,9 @@ def test_graphs_decode_as_golden(parity: dict[str, ViewParity], golden: Golden, 
     hr, lr = view.predictor.prepare(view.hr), view.predictor.prepare(view.lr)
     for output, wide in (("hr_final", lr), ("plain_hr", None)):
         requests = [DecodeRequest(hr, wide, prompt, frozen=wide is None) for prompt in golden.prompts(case)]
-        logits = np.stack([answer.logits[0] for answer in view.predictor.decode(requests)])
-        assert golden.error(f"{case}/out/{output}", logits) <= FAST_LOGITS
+        logits = np.stack([answer.logits for answer in view.predictor.decode(requests)])
+        # SAM's own masks have an axis of their own in the golden vectors, fused ones do not.
+        assert golden.error(f"{case}/out/{output}", logits[:, 0] if wide is not None else logits) <= FAST_LOGITS
 
 
 @gpu

@@ -9,9 +9,9 @@ import torch
 from wsisam_model.errors import ModelError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-AUTO = {"cpu": "float32", "cuda": "float32"}
-"""What "auto" means, by kind of device. Below float32 the encoder's format becomes part of the view keys, so stores are
-filled anew, and devices of different formats share none.
+AUTO = {"cpu": "float32", "cuda": "float16"}
+"""What "auto" means, by kind of device: the fastest that passed the gate (docs/PERFORMANCE.md). Below float32 the
+encoder's format is part of the view keys, so stores are filled anew, and devices of different formats share none.
 """
 SHORT_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
