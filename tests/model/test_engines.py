@@ -77,6 +77,10 @@ def test_a_box_is_decoded_by_the_compiled_networks_alone(
         compiled.decode([DecodeRequest(hr, lr, BOX, lr_mask=True)])
 
 
+def test_the_encoders_weights_are_held_once(compiled: Predictor) -> None:
+    assert all(parameter.is_meta for parameter in compiled._torch.encoder.parameters())
+
+
 def test_a_box_on_one_view_is_decoded_as_torch_does(
     compiled: Predictor, views: dict[str, ViewParity], base: BaseWeights, golden: Golden
 ) -> None:

@@ -68,6 +68,7 @@ class OpenVinoEngine:
             self._decodes[_ADAPTED] = self._compile_decoder("adapted", AdaptedGraph(plain.decoder))
             if any(bool(last.any()) for last in adapters.lr.hf_mlp.layers[-1].parameters()):
                 self._decodes[_DUAL] = self._compile_decoder("dual", DualGraph(plain.decoder))
+        plain.encoder.to("meta")  # OpenVINO holds the weights now; torch's are never used again
 
     def encode(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         # One view a call: cores gain nothing from more, and of a fixed shape OpenVINO plans the memory (75 MB).
