@@ -14,6 +14,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
@@ -57,6 +58,22 @@ def budget_mb() -> float:
     return sum(budgets) / MIB
 
 
+def report_of(peaks: Sequence[tuple[int, float]]) -> dict[str, object]:
+    """Most resident memory after so many views, beside the bound."""
+    return {
+        "views": peaks[-1][0],
+        "peak_mb": round(peaks[-1][1]),
+        "bound_mb": round(budget_mb() + OVERHEAD_MB),
+        "peaks_mb": [(number, round(peak)) for number, peak in peaks],
+    }
+
+
+def write(peaks: Sequence[tuple[int, float]], path: Path | None) -> None:
+    """Written as it grows, so that a run cut off tells what it had."""
+    if path:
+        path.write_text(json.dumps(report_of(peaks), indent=1))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--views", type=int, default=1000)
@@ -80,19 +97,11 @@ def main() -> None:
                         assert cache["hr"] == "encoded", "a view was met twice"
                         if number % 50 == 0 or number == options.views:
                             peaks.append((number, peak_mb(service.pid)))
+                            write(peaks, options.json)
             finally:
                 service.terminate()
                 service.communicate()
-    bound = budget_mb() + OVERHEAD_MB
-    report = {
-        "views": options.views,
-        "peak_mb": round(peaks[-1][1]),
-        "bound_mb": round(bound),
-        "peaks_mb": [(number, round(peak)) for number, peak in peaks],
-    }
-    print(json.dumps(report, indent=1))
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=1))
+    print(json.dumps(report_of(peaks), indent=1))
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ class Settings(BaseSettings):
     engine_cache: Path | None = None
     """Folder of converted networks; None is wsisam/engines in the user's cache folder."""
     precision: str = "auto"
-    """"auto" (float32 until a lower one has shown that it costs no Dice), or as docs/PERFORMANCE.md lists them."""
+    """"auto" (float16 on CUDA, float32 on CPU), or as docs/PERFORMANCE.md lists them."""
     device: str = "auto"
     threads: int | None = Field(None, ge=1)
     """Threads of the network; None leaves it to the engine."""
