@@ -13,27 +13,18 @@ import json
 import os
 import statistics
 import tempfile
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import numpy as np
 import skimage.data
+from warm_clicks import at_once, click_ms
 
 from wsisam_service.bench import boxes, running_service
 from wsisam_service.commands.info import open_slide_file
 from wsisam_service.slides.write import write_pyramid
 
 MPP, TILES = 0.5, 8
-Box = tuple[float, float, float, float]
-
-
-def click(client: httpx.Client, slide_id: str, box: Box) -> float:
-    """Milliseconds."""
-    start = time.perf_counter()
-    client.post(f"/v1/slides/{slide_id}/segment", json={"prompts": [{"box": box}]}).raise_for_status()
-    return (time.perf_counter() - start) * 1e3
 
 
 def summary(times: list[float]) -> dict[str, float]:
@@ -53,23 +44,15 @@ def main() -> None:
         with running_service(path, []) as url, httpx.Client(base_url=url, timeout=120) as first:
             slide_id = first.get("/v1/slides").raise_for_status().json()["slides"][0]["id"]
             for box in own:
-                click(first, slide_id, box)
-            alone = [click(first, slide_id, own[0]) for _ in range(options.clicks)]
-
-            def work(box: Box) -> list[float]:
-                with httpx.Client(base_url=url, timeout=120) as client:
-                    return [click(client, slide_id, box) for _ in range(options.clicks)]
-
-            start = time.perf_counter()
-            with ThreadPoolExecutor(options.clients) as threads:
-                times = [one for some in threads.map(work, own) for one in some]
-            seconds = time.perf_counter() - start
+                click_ms(first, slide_id, box)
+            alone = [click_ms(first, slide_id, own[0]) for _ in range(options.clicks)]
+            times, per_second = at_once(url, slide_id, own, options.clicks)
     report = {
         "clients": options.clients,
         "alone": summary(alone),
         "together": summary(times),
         "p99_to_p50": round(summary(times)["p99_ms"] / summary(times)["p50_ms"], 2),
-        "clicks_per_s": round(len(times) / seconds, 1),
+        "clicks_per_s": round(per_second, 1),
         "load": os.getloadavg()[0],
     }
     print(json.dumps(report, indent=1))

@@ -7,7 +7,7 @@ Adapters are random, and so are the base's weights where none are at hand: costs
 rows are the predictor's calls, from uint8 pixels to embeddings on the device and from prompts to masks on the host;
 "engine" rows are the network alone, by the device's own clock. The floor is the time that the multiply-adds take at
 the device's rate of a matrix product in that precision, or the bytes at its rate of copying, both measured here.
-`--profile` also lists the kernels that take most of the time. `--device cpu --small` tries the script without a GPU.
+`--device cpu --small` tries the script without a GPU.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +187,7 @@ class Bench:
                 floor = work.floor_s(*rate, items=size)
                 self.report.throughput(f"{self.precision} encode {size}, {name}, whole", size, seconds, floor)
             for size in (1, most) if self.is_vit or self.small else (1, 8, most):
-                inputs = torch.zeros(size, 3, *self.images[0].shape[:2], pin_memory=self.device.type == "cuda")
+                inputs = torch.rand(size, 3, *self.images[0].shape[:2], pin_memory=self.device.type == "cuda")
                 engine = predictor._engine
                 seconds = device_s(lambda e=engine, x=inputs: e.encode(x), self.report, self.device)
                 floor = work.floor_s(*rate, items=size)
@@ -242,7 +241,7 @@ class Bench:
     def encoder_forms(self, base: BaseWeights) -> None:
         """The encoder in both memory formats, with cuDNN's heuristics and with its own timing of its algorithms."""
         size = 4 if self.is_vit else 32
-        inputs = torch.zeros(size, 3, *self.images[0].shape[:2]).pin_memory()
+        inputs = torch.rand(size, 3, *self.images[0].shape[:2]).pin_memory()
         for last, timed in itertools.product((True, False), (False, True)):
             if self.report.out_of_time:
                 return
@@ -255,39 +254,6 @@ class Bench:
             form = f"channels {'last' if last else 'first'}, cuDNN {'timed' if timed else 'heuristics'}"
             self.report.throughput(f"{self.precision} encode {size}, graphs, engine, {form}", size, seconds)
         torch.backends.cudnn.benchmark = False
-
-    def compiled(self) -> None:
-        """The encoder through torch.compile."""
-        size = 4 if self.is_vit else 32
-        plain: Any = self.predictors["eager"]._engine
-        inputs = torch.zeros(size, 3, *self.images[0].shape[:2]).to(self.device)
-        start = time.perf_counter()
-        engine = TorchEngine(torch.compile(plain.encoder), plain.decoder, self.device, plain.precision)
-        engine.encode(inputs)
-        first = time.perf_counter() - start
-        seconds = device_s(lambda: engine.encode(inputs), self.report, self.device)
-        self.report.throughput(f"{self.precision} encode {size}, compiled", size, seconds, compiling_s=first)
-
-    def profile(self) -> None:
-        """The kernels that take most of the device's time, in eager form, where each has its operation's name."""
-        eager = self.predictors["eager"]
-        requests = self.requests("dual")[:64]
-        size = 4 if self.is_vit else 8
-        actions: dict[str, Action] = {
-            f"encode {size}": lambda: eager.encode(self.images[:size]),
-            f"decode {len(requests)}": lambda: eager.decode(requests),
-        }
-        for name, action in actions.items():
-            action()
-            activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-            with torch.profiler.profile(activities=activities) as profiler:
-                action()
-                synchronize(self.device)
-            print(f"{self.precision} {name}, eager")
-            table = profiler.key_averages().table(
-                sort_by="self_device_time_total", row_limit=16, max_name_column_width=60
-            )
-            print(table, flush=True)
 
 
 def peers(report: Report, bench: Bench, base: BaseWeights) -> None:
@@ -340,18 +306,15 @@ def mask_iou(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> float:
 
 def service(report: Report, bench: Bench, folder: Path, flags: Sequence[str]) -> None:
     """Clicks in process and over HTTP: warm, cold at places of their own, and of many clients at once."""
-    from warm_clicks import clicks
+    from warm_clicks import at_once, click_ms, clicks
 
     from wsisam_service.bench import boxes
 
     rounds, clients = (3, 2) if bench.small else (100, CLIENTS)
     with clicks(bench.best, folder, flags, tiles=8) as clicked:
-        address = f"/v1/slides/{clicked.slide_id}/segment"
 
         def post(box: Sequence[float]) -> float:
-            return milliseconds(
-                lambda: clicked.client.post(address, json={"prompts": [{"box": box}]}).raise_for_status()
-            )
+            return click_ms(clicked.client, clicked.slide_id, box)
 
         places: Iterator[tuple[float, float, float, float]] = boxes(clicked.slide)
         actions = {"in process": clicked.in_process, "over HTTP": clicked.over_http}
@@ -371,26 +334,8 @@ def service(report: Report, bench: Bench, folder: Path, flags: Sequence[str]) ->
         own = list(itertools.islice(places, clients))
         for box in own:
             post(box)
-        many_clients(report, bench.precision, str(clicked.client.base_url), address, own)
-
-
-def many_clients(report: Report, precision: str, url: str, address: str, own: Sequence[Sequence[float]]) -> None:
-    import httpx
-
-    def work(box: Sequence[float]) -> list[float]:
-        with httpx.Client(base_url=url, timeout=120) as client:
-
-            def ask() -> object:
-                return client.post(address, json={"prompts": [{"box": box}]}).raise_for_status()
-
-            ask()
-            return [milliseconds(ask) for _ in range(CLICKS)]
-
-    start = time.perf_counter()
-    with ThreadPoolExecutor(len(own)) as threads:
-        times = [one for some in threads.map(work, own) for one in some]
-    rate = len(times) / (time.perf_counter() - start)
-    report.clicks(f"{precision} warm clicks of {len(own)} clients at once", times, clicks_per_s=rate)
+        times_at_once, rate = at_once(str(clicked.client.base_url), clicked.slide_id, own, CLICKS)
+        report.clicks(f"{bench.precision} warm clicks of {len(own)} clients at once", times_at_once, clicks_per_s=rate)
 
 
 def milliseconds(action: Action) -> float:
@@ -410,8 +355,6 @@ def main() -> None:
     parser.add_argument("--row-seconds", type=float, default=0.15, help="time behind a row, about")
     parser.add_argument("--seconds", type=float, default=90, help="after this, parts that have not begun are left out")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts of the run")
-    parser.add_argument("--compile", action="store_true", help="time the encoder through torch.compile as well")
-    parser.add_argument("--profile", action="store_true", help="list the kernels that take most of the time")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if options.device != "cpu" and not torch.cuda.is_available():
@@ -476,10 +419,6 @@ def run(options: argparse.Namespace, folder: Path) -> None:
                 part()
             except Exception as error:  # the other parts' figures are worth having
                 report.add(f"{precision} {name} failed", error=f"{type(error).__name__}: {error}"[:300])
-        if options.compile:
-            bench.compiled()
-        if options.profile:
-            bench.profile()
         if on_cuda:
             report.add(f"{precision} device memory at most", gib=torch.cuda.max_memory_reserved() / 2**30)
         del bench, parts

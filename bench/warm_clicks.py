@@ -1,9 +1,11 @@
-"""A click in this process beside the same click over HTTP to a service in a process of its own, on tissue."""
+"""Clicks on tissue, timed: in this process, over HTTP to a service in a process of its own, and of many clients."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,3 +68,25 @@ def clicks(predictor: Predictor, folder: Path, flags: Sequence[str], tiles: int 
             known["id"],
         )
         loop.run(executor.aclose())
+
+
+def click_ms(client: httpx.Client, slide_id: str, box: Sequence[float]) -> float:
+    """Milliseconds from a box to its outline over HTTP."""
+    start = time.perf_counter()
+    client.post(f"/v1/slides/{slide_id}/segment", json={"prompts": [{"box": box}]}).raise_for_status()
+    return (time.perf_counter() - start) * 1e3
+
+
+def at_once(url: str, slide_id: str, boxes: Sequence[Sequence[float]], clicks: int) -> tuple[list[float], float]:
+    """Milliseconds of all clicks, and clicks a second, of as many clients as `boxes`, each clicking on its own without
+    a pause. Their views are to be warm.
+    """
+
+    def work(box: Sequence[float]) -> list[float]:
+        with httpx.Client(base_url=url, timeout=120) as client:
+            return [click_ms(client, slide_id, box) for _ in range(clicks)]
+
+    start = time.perf_counter()
+    with ThreadPoolExecutor(len(boxes)) as threads:
+        times = [one for some in threads.map(work, boxes) for one in some]
+    return times, len(times) / (time.perf_counter() - start)
