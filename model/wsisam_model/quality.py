@@ -88,7 +88,7 @@ def _numbers(logits: Floats) -> tuple[float, ...]:
     around = mask[max(y - 1, 0) : y + height + 1, max(x - 1, 0) : x + width + 1]
     roundness = float(np.sqrt(area) * 4 / max(1, _steps(around) + on_border))
     border = on_border / (2 * sum(mask.shape))
-    _, _, _, surest = cv2.minMaxLoc(logits)
+    _, _, _, surest = cv2.minMaxLoc(logits, mask)
     piece = mask[y : y + height, x : x + width]
     largest = _largest(piece, area, (surest[0] - x, surest[1] - y))
     return *stable, expected, inside / area, largest / area, roundness, border, float(np.log(area / mask.size))

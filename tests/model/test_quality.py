@@ -72,3 +72,11 @@ def test_stability_counts_each_mask_by_itself() -> None:
     logits = blocks((0, 10, 0, 10, 2), (20, 30, 0, 10, 0.5))[None].repeat(2, 0)
     logits[1] -= 10
     np.testing.assert_allclose(stability(logits), [0.5, 0])
+
+
+def test_pixels_that_are_no_numbers_are_not_in_the_mask_and_do_no_harm() -> None:
+    logits = np.full((1, 256, 256), np.nan, np.float32)
+    logits[0, 100:120, 100:120] = 4
+    numbers = mask_numbers(logits)[0]
+    assert numbers[4] == 1, "the largest piece is all of it"
+    assert numbers[7] == pytest.approx(np.log(400 / 256**2))
