@@ -77,6 +77,23 @@ def test_a_box_is_decoded_by_the_compiled_networks_alone(
         compiled.decode([DecodeRequest(hr, lr, BOX, lr_mask=True)])
 
 
+def test_the_frozen_network_is_compiled_beside_adapters_when_it_is_first_asked_for(
+    base: BaseWeights, views: dict[str, ViewParity], golden: Golden
+) -> None:
+    adapters = AdapterWeights("golden", "", {}, golden.state("adapter_high/"), golden.state("adapter_low/"))
+    predictor = Predictor(CONFIG, base, adapters, device="cpu", engine="openvino")
+    assert isinstance(predictor._engine, openvino_engine.OpenVinoEngine)
+    hr = predictor.prepare(views["A"].hr)
+    compiled = []
+    for frozen in (False, True, True):
+        predictor.decode([DecodeRequest(hr, None, BOX, frozen=frozen)])
+        compiled.append(len(predictor._engine._decodes))
+    assert compiled == [2, 3, 3]
+    alone = Predictor(CONFIG, base, device="cpu", engine="openvino")
+    assert isinstance(alone._engine, openvino_engine.OpenVinoEngine)
+    assert len(alone._engine._decodes) == 1
+
+
 def test_the_encoders_weights_are_held_once(compiled: Predictor) -> None:
     assert all(parameter.is_meta for parameter in compiled._torch.encoder.parameters())
 

@@ -163,15 +163,19 @@ def test_what_is_saved_gives_the_lr_branch_the_hr_branchs_mask_features(base: Ws
     Adapters.from_state(state)
 
 
-def test_the_hr_token_may_be_saved_at_a_share_of_what_it_learned(base: WsiSam, embedding: Embedding) -> None:
+@pytest.mark.parametrize(("branch", "setting"), [("hr", "shrink"), ("lr", "lr_shrink")])
+def test_a_token_may_be_saved_at_a_share_of_what_it_learned(
+    base: WsiSam, embedding: Embedding, branch: str, setting: str
+) -> None:
     adapters = fresh_adapters(base, CONFIG, seed=0)
-    torch.nn.init.normal_(adapters.hr.hf_mlp.layers[-1].weight, std=0.1)
-    whole, half = (Adapters.from_state(finished_state(adapters, shrink=share)) for share in (1.0, 0.5))
-    query = Query(embedding, None, Prompt(box=(40, 40, 200, 180)))
+    torch.nn.init.normal_(getattr(adapters, branch).hf_mlp.layers[-1].weight, std=0.1)
+    whole, half = (Adapters.from_state(finished_state(adapters, **{setting: share})) for share in (1.0, 0.5))
+    query = Query(embedding, embedding, Prompt(box=(40, 40, 200, 180)))
     with torch.no_grad():
         logits = [TrainingDecoder(base, one, CONFIG)([query])[0].logits for one in (adapters, whole, half)]
-        (sam,) = TrainingDecoder(base, adapters, CONFIG)([replace(query, hr_token_weight=0.0)])
+        (sam,) = TrainingDecoder(base, adapters, CONFIG)([replace(query, lr=None, hr_token_weight=0.0)])
     torch.testing.assert_close(logits[0], logits[1])
+    assert not torch.allclose(logits[1], sam.logits)
     torch.testing.assert_close(logits[2] - sam.logits, 0.5 * (logits[1] - sam.logits), rtol=1e-3, atol=1e-3)
 
 
@@ -194,7 +198,7 @@ def test_views_are_encoded_once(tmp_path: Path, sample: Sample, embedding: Embed
 def test_a_window_holds_the_object(sample: Sample) -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):
-        window = window_around(sample, rng)
+        window = window_around(draws.tight_box(sample.mask), 1.0, rng)
         assert sample.mask[window.pixels].sum() == sample.mask.sum()
 
 
@@ -263,7 +267,7 @@ def test_a_given_box_is_widened_to_hold_clicks_on_the_object() -> None:
 def test_one_click_is_read_at_two_sizes_and_several_clicks_at_one() -> None:
     click = Prompt(points=((100.0, 100.0), (10.0, 10.0)), labels=(1, 0))
     sides = [read.box[2] - read.box[0] for read in readings(click, (256, 256), 3.5, 0.5) if read.box is not None]
-    assert sides == pytest.approx([96, 179.2])
+    assert sides == pytest.approx([64, 128])
     clicks = Prompt(points=((100.0, 100.0), (140.0, 120.0)), labels=(1, 1))
     assert len(readings(clicks, (256, 256), 3.5, 0.5)) == 1
     box = Prompt(box=(1.0, 2.0, 30.0, 40.0))
@@ -351,6 +355,36 @@ def test_a_corrected_prompt_is_the_click_that_the_present_answer_calls_for(
         assert corrected.user.points == (*draft.user.points, place)
         assert corrected.user.labels == (*draft.user.labels, label)
         assert corrected.query.prompt.box is not None
+
+
+def test_what_is_remembered_is_what_the_adapters_said_before(
+    tmp_path: Path, base: WsiSam, sample: Sample, embedding: Embedding
+) -> None:
+    recipe = replace(QUICK, branches="hr", remembered=1.0, average=0.0)
+    trainer = make_trainer(tmp_path, base, sample, embedding, recipe)
+    drafts = [draft for seed in range(3) for draft in trainer._drafts(sample, np.random.default_rng(seed))]
+    before = [torch.sigmoid(trainer.decoder([draft.query])[0].logits) for draft in drafts]
+    bias = dict(trainer.decoder.adapters.hr.hf_mlp.layers[-1].named_parameters())["bias"]
+    losses = trainer._losses(drafts)
+    torch.autograd.backward(losses.mean())
+    assert bias.grad is not None
+    assert float(bias.grad.abs().max()) < 1e-6, "what was said before is right before training"
+    with torch.no_grad():
+        bias += 1.0
+    assert len({draft.query.prompt.box for draft in drafts}) == 3
+    for draft, truth, told in zip(drafts, trainer._truths(drafts), before, strict=True):
+        torch.testing.assert_close(truth, told.detach())
+        assert draft.window.side * 4 >= 80
+    assert (trainer._losses(drafts) > losses).all()
+
+
+def test_a_box_that_stands_for_no_object_lies_in_the_view() -> None:
+    boxes = np.array([draws.any_box(256, np.random.default_rng(seed)) for seed in range(200)])
+    sides = (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
+    assert boxes.min() >= -0.5
+    assert boxes.max() <= 255.5
+    assert sides.min() < 40
+    assert sides.max() > 180
 
 
 def test_prompts_of_any_length_and_window_are_answered_as_if_alone(

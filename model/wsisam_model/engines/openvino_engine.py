@@ -61,10 +61,10 @@ class OpenVinoEngine:
         self._encode = self._compile(
             "encoder", plain.encoder, [torch.zeros(1, 3, side, side)], [(1, 3, side, side)], plain.precision.encoder
         )
-        self._decodes = {
-            _FROZEN: self._compile_decoder("frozen", FrozenGraph(FastDecoder(plain.decoder.network, None)))
-        }
-        if (adapters := plain.decoder.adapters) is not None:
+        self._decodes: dict[Layout, openvino.InferRequest] = {}
+        if (adapters := plain.decoder.adapters) is None:
+            self._decodes[_FROZEN] = self._compile_frozen()
+        else:
             self._decodes[_ADAPTED] = self._compile_decoder("adapted", AdaptedGraph(plain.decoder))
             if any(bool(last.any()) for last in adapters.lr.hf_mlp.layers[-1].parameters()):
                 self._decodes[_DUAL] = self._compile_decoder("dual", DualGraph(plain.decoder))
@@ -77,8 +77,13 @@ class OpenVinoEngine:
         return E, X
 
     def run(self, batch: DecoderBatch) -> DecoderOutput:
-        inputs, request = batch.inputs, self._decodes.get(batch.layout)
-        if request is None or inputs.dense is not None or inputs.tokens.shape[1] >= SHORT:
+        inputs = batch.inputs
+        if inputs.dense is not None or inputs.tokens.shape[1] >= SHORT:
+            return self._plain.run(batch)
+        if batch.layout == _FROZEN and _FROZEN not in self._decodes:
+            self._decodes[_FROZEN] = self._compile_frozen()  # 80 MB, which few ask for where there are adapters
+        request = self._decodes.get(batch.layout)
+        if request is None:
             return self._plain.run(batch)
         tokens, views = inputs.tokens, inputs.views
         if batch.layout == _FROZEN:
@@ -89,6 +94,9 @@ class OpenVinoEngine:
         lr = [tokens[1:], *views[1]] if batch.layout == _DUAL else []
         token_logits, sam, iou, t = _infer(request, [tokens[:1], inputs.fused_hr[0], *views[0], *lr])
         return DecoderOutput(token_logits, sam, iou, sam.new_zeros(0, MASK_SIDE, MASK_SIDE), t)
+
+    def _compile_frozen(self) -> openvino.InferRequest:
+        return self._compile_decoder("frozen", FrozenGraph(FastDecoder(self._plain.decoder.network, None)))
 
     def _compile_decoder(self, part: str, graph: FrozenGraph | AdaptedGraph) -> openvino.InferRequest:
         tokens = (1, -1, WIDTH)

@@ -44,15 +44,16 @@ def part_of_the_way(start: Mapping[str, Tensor], end: Mapping[str, Tensor], shar
     return {key: torch.lerp(start[key], tensor, share) for key, tensor in end.items()}
 
 
-def finished_state(adapters: Adapters, *, shrink: float = 1.0) -> dict[str, Tensor]:
-    """The tensors to save, the HR token's part of the mask at `shrink` of what it is.
+def finished_state(adapters: Adapters, *, shrink: float = 1.0, lr_shrink: float = 1.0) -> dict[str, Tensor]:
+    """The tensors to save, the HR token's part of the mask at `shrink` of what it is, the LR token's at `lr_shrink`.
 
     The LR branch's fusion and mask features carry no loss (its token does), so it gets those of the HR branch: they
     make the LR mask from the same sum of tokens.
     """
     state = {key: tensor.detach().clone() for key, tensor in adapters.state_dict().items()}
-    for name in ("weight", "bias"):
-        state[f"hr.hf_mlp.layers.2.{name}"] *= shrink  # the mask is linear in the token
+    for branch, share in (("hr", shrink), ("lr", lr_shrink)):
+        for name in ("weight", "bias"):
+            state[f"{branch}.hf_mlp.layers.2.{name}"] *= share  # the mask is linear in the tokens
     for key in list(state):
         if key.startswith("lr.") and not key.startswith(("lr.hf_token", "lr.hf_mlp")):
             state[key] = state["hr." + key.removeprefix("lr.")].clone()

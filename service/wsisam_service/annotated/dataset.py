@@ -29,7 +29,7 @@ from wsisam_service.errors import ServiceError
 from wsisam_service.slides.opening import open_slide
 from wsisam_service.slides.pixels import read_view
 from wsisam_service.slides.reader import SlideReader
-from wsisam_service.views import Box, View, view_for_extent
+from wsisam_service.views import Box, View, view_for_extent, view_for_points
 
 CHECKED_PIXELS = 4096
 """Whole images up to this many pixels a side are looked at for black borders and shifted masks."""
@@ -155,8 +155,9 @@ class Dataset:
             yield view_for_extent(item.bounds, self.config.image_size, tissue.mpp, mpp=tight.mpp / 2)
 
     def _view(self, extent: Box, tissue: Tissue, *, points: bool = False) -> View:
-        min_mpp = self.config.point_mpp if points else None
-        return view_for_extent(extent, self.config.image_size, tissue.mpp, min_mpp=min_mpp)
+        if points:
+            return view_for_points(extent, self.config, tissue.mpp)
+        return view_for_extent(extent, self.config.image_size, tissue.mpp)
 
     def _points(
         self, tissue: Tissue, item: AnnotatedObject, positive: int, negative: int, rng: np.random.Generator

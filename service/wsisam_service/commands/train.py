@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
         "licence": options.licence,
     }
     adapters.load_state_dict(part_of_the_way(start, trainer.average, recipe.kept))
-    state = finished_state(adapters.cpu(), shrink=recipe.shrink)
+    state = finished_state(adapters.cpu(), shrink=recipe.shrink, lr_shrink=recipe.lr_shrink)
     save_adapters(options.output, state, **about)
     trained = load_model(settings.model, adapters=options.output, **model)
     calibration = calibrate(trained, samples, trainer.weights, trainer.embed, seed=options.seed)

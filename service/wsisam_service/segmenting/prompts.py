@@ -28,7 +28,7 @@ from wsisam_service.errors import (
 )
 from wsisam_service.jobs import Rle
 from wsisam_service.masks import rle
-from wsisam_service.views import MAX_OUTSIDE, Box, View, view_for_extent
+from wsisam_service.views import MAX_OUTSIDE, Box, View, view_for_extent, view_for_points
 
 Units = Literal["px", "um"]
 Frame = Literal["level0", "bounds"]
@@ -221,10 +221,10 @@ def plan_view(
     """
     extent = target.extent()
     assert extent is not None  # `judge` lets nothing else pass without a refine token, which has its own view
-    points_alone = target.box is None and target.mask is None
-    view = view_for_extent(
-        extent, config.image_size, slide_mpp, min_mpp=config.point_mpp if points_alone else None, mpp=mpp
-    )
+    if target.box is None and target.mask is None:
+        view = view_for_points(extent, config, slide_mpp, mpp=mpp)
+    else:
+        view = view_for_extent(extent, config.image_size, slide_mpp, mpp=mpp)
     if view.outside_fraction(*size) > MAX_OUTSIDE:
         raise PromptOutsideSlide("nearly all of the view around the prompt lies outside the slide")
     return view
