@@ -230,6 +230,8 @@ export interface components {
             readonly default_mpp: number;
             /** Image Size */
             readonly image_size: number;
+            /** Lone Mpp */
+            readonly lone_mpp: number;
             /** Multimask */
             readonly multimask: boolean;
             /** Name */
