@@ -28,9 +28,7 @@ class ModelConfig:
     default_mpp: float = 1.0
     """µm per level-0 pixel taken for slides that do not say theirs."""
     point_mpp: float = 1.0
-    """Finest ladder step of a view around several points, µm per view pixel."""
-    lone_mpp: float = 1.0
-    """Ladder step of a view around one point: what is meant may be large (docs/TRAINING.md)."""
+    """Ladder step of a view around lone points, µm per view pixel."""
     preprocessing: str = "1"
     """Version of view reading and preprocessing; part of every view key."""
 
@@ -40,7 +38,7 @@ _SAM_PROMPTS: frozenset[PromptKind] = frozenset(("box", "points", "mask"))
 MODELS: dict[str, ModelConfig] = {
     config.name: config
     for config in (
-        ModelConfig("lite_medsam", 256, 160, "tiny_vit", "minmax", frozenset(("box",)), multimask=False, lone_mpp=2.0),
+        ModelConfig("lite_medsam", 256, 160, "tiny_vit", "minmax", frozenset(("box",)), multimask=False),
         ModelConfig("vit_tiny", 1024, 160, "tiny_vit", "imagenet", _SAM_PROMPTS, multimask=True),
         ModelConfig("vit_b", 1024, 768, "vit", "imagenet", _SAM_PROMPTS, multimask=True),
         ModelConfig("vit_l", 1024, 1024, "vit", "imagenet", _SAM_PROMPTS, multimask=True),

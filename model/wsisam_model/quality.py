@@ -14,12 +14,13 @@ import numpy.typing as npt
 from wsisam_model.errors import CheckpointError
 
 Floats = npt.NDArray[np.float32]
-_OFFSET = 1.0
+OFFSET = 1.0
+"""Logits by which a mask's threshold is moved up and down to see how stable it is."""
 NUMBERS = 8
 """Columns of `mask_numbers`."""
 
 
-def stability(logits: Floats, offset: float = _OFFSET) -> Floats:
+def stability(logits: Floats, offset: float = OFFSET) -> Floats:
     """IoU (n,) of each mask (n, h, w) thresholded at `offset` with itself thresholded at minus that; 0 for a mask
     without a pixel.
     """
@@ -72,7 +73,7 @@ def _stability(logits: Floats, offset: float) -> float:
 
 def _numbers(logits: Floats) -> tuple[float, ...]:
     """`mask_numbers` of one mask (h, w). OpenCV's sums and exponentials cost a fifth of numpy's."""
-    stable = _stability(logits, _OFFSET), _stability(logits, 3 * _OFFSET)
+    stable = _stability(logits, OFFSET), _stability(logits, 3 * OFFSET)
     mask = (logits > 0).view(np.uint8)
     area = cv2.countNonZero(mask)
     if area == 0:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from wsisam_model.config import ModelConfig
-
 FINEST_STEP = -1
 BASE_MPP = 0.25
 """µm per view pixel at step 0; step k has BASE_MPP * 2**k."""
@@ -168,13 +166,6 @@ def view_for_extent(
         k += 1
         view = snapped_view(centre, k, side, slide_mpp, lone_point=lone_point)
     return view
-
-
-def view_for_points(extent: Box, config: ModelConfig, slide_mpp: float, *, mpp: float | None = None) -> View:
-    """`view_for_extent` of clicks without a box, at the model's own step for one click or for several."""
-    lone_point = extent[:2] == extent[2:]
-    min_mpp = config.lone_mpp if lone_point else config.point_mpp
-    return view_for_extent(extent, config.image_size, slide_mpp, min_mpp=min_mpp, mpp=mpp)
 
 
 def _unit_level0(side: int, slide_mpp: float) -> float:

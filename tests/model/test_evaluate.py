@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
+from wsisam_model.config import model_config
+from wsisam_model.decoder_batch import Decoded, DecodeRequest
+from wsisam_model.embedding import Embedding
 from wsisam_model.errors import CheckpointError
 from wsisam_model.evaluate.intervals import bootstrap, spearman
 from wsisam_model.evaluate.metrics import boundary_f, dice, iou
 from wsisam_model.evaluate.report import Results, write_report
-from wsisam_model.evaluate.scores import FROZEN, HR, Clicks, Score
+from wsisam_model.evaluate.scores import FROZEN, HR, MAX_CLICKS, Answers, Clicks, Score, score_clicks
+from wsisam_model.predictor import Predictor
+from wsisam_model.prompts import Prompt
 from wsisam_model.quality import fused_iou, lone_iou, mask_numbers
 from wsisam_model.train.calibration import fit_calibration
+from wsisam_model.train.samples import Case, Sample
 
 
 def square(x0: int, x1: int, y0: int = 10, y1: int = 30) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
@@ -97,6 +106,80 @@ def test_the_report_pairs_variants_by_object(tmp_path: Path) -> None:
     assert "| HR | 0.500 | 0.860 | 0.910 | 0.910 | 0.910 | 0.910 | 2.0 (0%) | 3.0 (0%) |" in text
     assert "glas/x: it is black all over" in text
     assert json.loads((tmp_path / "scores.json").read_text())["scores"][1]["dice"] == 0.6
+
+
+def disc_logits(x: float, y: float, radius: float, height: float) -> np.ndarray[tuple[int, int, int], Any]:
+    """A disc in logits of +-`height`: above 1 it is as stable as can be, below 1 not at all."""
+    rows, columns = np.mgrid[:256, :256]
+    inside = np.hypot(columns - x, rows - y) <= radius
+    return np.where(inside, height, -height).astype(np.float32)[None]
+
+
+@dataclass
+class TwoLooks:
+    """A predictor with one answer for the first look at a click and one for the wider; `prompts` is what it heard."""
+
+    first: np.ndarray[Any, Any]
+    second: np.ndarray[Any, Any]
+    prompts: list[Prompt] = field(default_factory=list)
+    config = model_config("lite_medsam")
+
+    def prepare(self, embedding: object) -> object:
+        return embedding
+
+    def decode(self, requests: Sequence[DecodeRequest]) -> list[Decoded]:
+        (request,) = requests
+        self.prompts.append(request.prompt)
+        logits = self.second if request.prompt.wider else self.first
+        return [Decoded(logits, np.array([0.5], np.float32), logits[0], None, None)]
+
+
+def click_case(radius: int = 100) -> Case:
+    """One click on a disc at (150, 120), on a view and on the one twice as wide around the same centre."""
+    pixels = np.zeros((256, 256, 3), np.uint8)
+    near, wide = (disc_logits(*place, 1)[0] > 0 for place in ((150, 120, radius), (138.75, 123.75, radius / 2)))
+    sample = Sample("o", "set", "1", pixels, pixels, near, near, 1.0, 1e4, 0.5, cut=False)
+    second = replace(sample, hr=pixels.copy(), mask=wide, mpp=2.0)
+    prompts = (
+        Prompt(points=((150.0, 120.0),), labels=(1,)),
+        Prompt(points=((138.75, 123.75),), labels=(1,), wider=True),
+    )
+    return Case(sample, "points1", prompts[0], Case(second, "points1", prompts[1]))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "looks", "mpp"),
+    [
+        (disc_logits(150, 120, 60, 0.5), disc_logits(139, 124, 50, 5), 2, 2.0),
+        (disc_logits(150, 120, 140, 5), disc_logits(139, 124, 50, 0.5), 2, 1.0),
+        (disc_logits(150, 120, 60, 5), disc_logits(139, 124, 50, 5), 1, 1.0),
+    ],
+    ids=["unsure", "cut, but surer than the second", "sure"],
+)
+def test_one_click_is_scored_on_the_view_of_the_answer_that_the_service_gives(
+    first: np.ndarray[Any, Any], second: np.ndarray[Any, Any], looks: int, mpp: float
+) -> None:
+    predictor = TwoLooks(first, second)
+    answers = Answers(cast("Predictor", predictor), lambda view: cast("Embedding", view))
+    asked, decoded, mask = answers.answer(click_case(), HR)
+    assert len(predictor.prompts) == looks
+    assert asked.sample.mpp == mpp
+    assert (mask == (decoded.logits[0] > 0)).all()
+    case, _, _ = answers.answer(click_case(), FROZEN)
+    assert case.sample.mpp == 1.0
+
+
+def test_clicking_goes_on_where_the_first_answer_lies() -> None:
+    predictor = TwoLooks(disc_logits(150, 120, 60, 0.5), disc_logits(139, 124, 20, 5))
+    answers = Answers(cast("Predictor", predictor), lambda view: cast("Embedding", view))
+    (clicks,) = score_clicks(answers, [click_case()], [HR])
+    first, second, third, *_ = predictor.prompts
+    assert first.points == ((150.0, 120.0),)
+    assert second.points == ((138.75, 123.75),), "the middle of the object, on the wider view"
+    assert third.points[0] == second.points[0]
+    assert third.labels == (1, 1), "the second look missed a ring around it"
+    assert not third.wider
+    assert len(clicks.dice) == MAX_CLICKS
 
 
 def test_clicks_needed() -> None:

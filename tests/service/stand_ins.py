@@ -88,7 +88,6 @@ class NumpyExecutor:
             "multimask": config.multimask,
             "default_mpp": config.default_mpp,
             "point_mpp": config.point_mpp,
-            "lone_mpp": config.lone_mpp,
             "adapters": {"name": "numpy", "sha256": "0" * 64, "licence": "CC0-1.0", "trained_prompts": []},
         }
         return {"models": [model], "device": "cpu", "precision": "float32", "engine": "numpy", "warnings": []}

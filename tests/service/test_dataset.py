@@ -99,7 +99,14 @@ def test_cases_ask_on_the_view_that_their_own_prompt_leads_to(tmp_path: Path) ->
         for (x, y), label in zip(case.prompt.points, case.prompt.labels, strict=True):
             assert case.sample.mask[round(y), round(x)] == bool(label)
         if case.kind == "points1":
-            assert case.sample.mpp == CONFIG.lone_mpp
+            assert case.sample.mpp == CONFIG.point_mpp
+            assert case.wider is not None
+            assert case.wider.sample.mpp == 2 * CONFIG.point_mpp
+            assert case.wider.prompt.wider
+            ((x, y),) = case.wider.prompt.points
+            assert case.wider.sample.mask[round(y), round(x)]
+        else:
+            assert case.wider is None
         if case.kind == "tight" and case.prompt.box is not None:
             columns = np.flatnonzero(case.sample.mask.any(axis=0))
             assert case.prompt.box[0] == pytest.approx(columns[0] - 0.5, abs=0.51)

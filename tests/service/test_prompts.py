@@ -141,11 +141,9 @@ def test_far_negative_points_neither_widen_the_view_nor_reach_the_network() -> N
     assert among.prompt(view).labels == (0,)
 
 
-def test_one_point_and_several_are_seen_at_steps_of_their_own() -> None:
+def test_points_alone_are_seen_at_the_mpp_of_points() -> None:
     point = judge(PromptSpec(points=((5000, 5000, 1),)), LEVEL0, SIZE)
-    two = judge(PromptSpec(points=((5000, 5000, 1), (5010, 5000, 1))), LEVEL0, SIZE)
-    assert plan_view(point, SIZE, 0.5, CONFIG, mpp=None).mpp == CONFIG.lone_mpp == 2.0
-    assert plan_view(two, SIZE, 0.5, CONFIG, mpp=None).mpp == CONFIG.point_mpp == 1.0
+    assert plan_view(point, SIZE, 0.5, CONFIG, mpp=None).mpp == CONFIG.point_mpp
     assert plan_view(point, SIZE, 0.5, CONFIG, mpp=4.1).mpp == 4.0
 
 

@@ -104,7 +104,7 @@ def test_a_decode_call_arrives_as_it_was_sent() -> None:
         DecodeJob(
             OTHER,
             None,
-            Prompt(None, ((1.5, 2.0), (3.0, 4.25)), (1, 0), logits[0], logits[1]),
+            Prompt(None, ((1.5, 2.0), (3.0, 4.25)), (1, 0), logits[0], logits[1], wider=True),
             adapters="none",
             multimask=True,
             lr_mask=True,

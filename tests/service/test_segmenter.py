@@ -167,6 +167,65 @@ async def test_an_object_that_does_not_fit_is_decoded_coarser_in_one_call_a_roun
     assert second.hr == first.lr
 
 
+@dataclass
+class GuessingExecutor(NumpyExecutor):
+    """Knows how stable the masks of each look at a click are; `asked` are the jobs of each round."""
+
+    stabilities: tuple[float | Exception, ...] = (0.5, 0.9)
+    asked: list[DecodeJob] = field(default_factory=list)
+
+    async def _decode(self, job: DecodeJob, pixels: PixelSource) -> DecodeResult:
+        stability = self.stabilities[len(self.asked)]
+        self.asked.append(job)
+        result = await super()._decode(job, pixels)
+        if isinstance(stability, Exception):
+            raise stability
+        told = None if job.stability_offset is None else stability
+        return replace(result, masks=[replace(mask, stability=told) for mask in result.masks])
+
+
+CLICK = PromptSpec(points=((2048, 2048, 1),))
+
+
+@pytest.mark.parametrize(
+    ("stabilities", "looks", "mpp"),
+    [((0.5, 0.9), 2, 2.0), ((0.5, 0.4), 2, 1.0), ((0.5, UnreadableSlide("away")), 2, 1.0), ((0.95,), 1, 1.0)],
+)
+async def test_one_click_has_a_second_look_where_it_is_unsure_and_the_more_stable_answer_stays(
+    stabilities: tuple[float | Exception, ...], looks: int, mpp: float
+) -> None:
+    executor = GuessingExecutor(stabilities=stabilities)
+    result = await answer_of(executor, SegmentRequest([CLICK]))
+    assert result.view.mpp == mpp
+    assert [job.prompt.wider for job in executor.asked] == [False, True][:looks]
+    first, *second = executor.asked
+    assert all(job.hr == first.lr for job in second)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        SegmentRequest([CLICK], mpp=1.0),
+        SegmentRequest([CLICK], adapters="none"),
+        SegmentRequest([PromptSpec(points=((2048, 2048, 1), (2060, 2048, 1)))]),
+        SegmentRequest([BOX]),
+    ],
+    ids=["the scale is named", "the frozen SAM", "two clicks", "a box"],
+)
+async def test_nothing_else_has_a_second_look(request_: SegmentRequest) -> None:
+    executor = GuessingExecutor(stabilities=(0.5,))
+    await answer_of(executor, request_)
+    assert len(executor.asked) == 1
+
+
+async def test_a_correction_stays_on_the_view_of_the_look_that_it_corrects() -> None:
+    executor = GuessingExecutor(stabilities=(0.5, 0.9, 0.1))
+    first = await answer_of(executor, SegmentRequest([CLICK]))
+    second = await answer_of(executor, SegmentRequest([PromptSpec(refine=first.refine, points=((2060, 2048, 0),))]))
+    assert second.view == first.view
+    assert len(executor.asked) == 3
+
+
 async def test_after_two_retries_the_answer_says_that_it_still_touches() -> None:
     executor = DiscExecutor(disc=(2048, 2048, 2000))
     result = await answer_of(executor, SegmentRequest([PromptSpec(box=(2030, 2030, 2070, 2070))]))

@@ -230,8 +230,6 @@ export interface components {
             readonly default_mpp: number;
             /** Image Size */
             readonly image_size: number;
-            /** Lone Mpp */
-            readonly lone_mpp: number;
             /** Multimask */
             readonly multimask: boolean;
             /** Name */

@@ -37,8 +37,7 @@ def contact_sheet(path: Path, answers: Answers, cases: Sequence[Case], scores: S
         picked = [*chosen[-1:-3:-1], *chosen[middle - 1 : middle + 1], *reversed(chosen[:2])]
         tiles = []
         for score in picked:
-            case = by_case[score.object_id, kind]
-            mask = answers.mask(answers.decode(case.sample, case.prompt, variant), case.sample)
+            case, _, mask = answers.answer(by_case[score.object_id, kind], variant)
             tiles.append(_tile(case, mask, f"{kind} {score.dice:.2f} {score.dataset}"))
         rows.append(np.concatenate(tiles, axis=1))
     if rows:

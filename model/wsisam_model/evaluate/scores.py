@@ -10,9 +10,11 @@ import numpy as np
 
 from wsisam_model.embedding import Embedding
 from wsisam_model.evaluate.metrics import boundary_f, dice, iou
+from wsisam_model.point_box import worth_a_wider_look
 from wsisam_model.predictor import Decoded, DecodeRequest, DecoderView, Predictor
 from wsisam_model.preprocessing import upscale_logits
 from wsisam_model.prompts import Prompt
+from wsisam_model.quality import stability
 from wsisam_model.train import draws
 from wsisam_model.train.samples import Case, Mask, Pixels, Sample
 
@@ -78,6 +80,20 @@ class Answers:
         request = DecodeRequest(self._view(sample.hr), lr, prompt, frozen=variant == FROZEN, lr_sam=lr is not None)
         return self.predictor.decode([request])[0]
 
+    def answer(self, case: Case, variant: str) -> tuple[Case, Decoded, Mask]:
+        """What the service answers, and on which view: for one click the wider one where that answer is more stable."""
+        decoded = self.decode(case.sample, case.prompt, variant)
+        mask = self.mask(decoded, case.sample)
+        if case.wider is None or variant == FROZEN:
+            return case, decoded, mask
+        cut = bool(mask[[0, -1]].any() or mask[:, [0, -1]].any())
+        (first,) = stability(decoded.logits[:1])
+        if worth_a_wider_look(first, cut):
+            second = self.decode(case.wider.sample, case.wider.prompt, variant)
+            if stability(second.logits[:1])[0] > first:
+                return case.wider, second, self.mask(second, case.wider.sample)
+        return case, decoded, mask
+
     def mask(self, decoded: Decoded, sample: Sample) -> Mask:
         """The answer's mask in view pixels."""
         logits = upscale_logits(decoded.logits[:1], self.predictor.config, sample.mask.shape)
@@ -98,8 +114,8 @@ def score_cases(answers: Answers, cases: Iterable[Case], variants: Sequence[str]
     """Scores of every case by every variant, on the same views."""
     for case in cases:
         for variant in variants:
-            decoded = answers.decode(case.sample, case.prompt, variant)
-            yield _score(case, variant, decoded, answers.mask(decoded, case.sample))
+            asked, decoded, mask = answers.answer(case, variant)
+            yield _score(asked, variant, decoded, mask)
 
 
 def score_wrong_lr(answers: Answers, cases: Sequence[Case]) -> Iterator[Score]:
@@ -110,32 +126,47 @@ def score_wrong_lr(answers: Answers, cases: Sequence[Case]) -> Iterator[Score]:
 
 
 def score_clicks(
-    answers: Answers, samples: Iterable[Sample], variants: Sequence[str] = VARIANTS, *, with_masks: bool = True
+    answers: Answers, cases: Iterable[Case], variants: Sequence[str] = VARIANTS, *, with_masks: bool = True
 ) -> Iterator[Clicks]:
-    """A user who clicks where the answer is most wrong, from the object's middle on. As `refine` does, each click adds
-    to the earlier ones; `with_masks` also gives SAM's logits of the last answer along.
+    """A user who clicks where the answer is most wrong, from the object's middle on, on the views of one-click `cases`.
+    As `refine` does, each click adds to the earlier ones on the view of the first answer; `with_masks` also gives SAM's
+    logits of the last answer along.
     """
-    for sample in samples:
+    for case in cases:
         for variant in variants:
-            values = tuple(_click_through(answers, sample, variant, with_masks))
-            last = values[-1] if values else 0.0
-            full = values + (last,) * (MAX_CLICKS - len(values))
-            yield Clicks(sample.object_id, sample.dataset, sample.group, variant, full)
+            values = tuple(_click_through(answers, _in_the_middle(case), variant, with_masks))
+            full = values + (values[-1],) * (MAX_CLICKS - len(values))
+            yield Clicks(case.sample.object_id, case.sample.dataset, case.sample.group, variant, full)
 
 
-def _click_through(answers: Answers, sample: Sample, variant: str, with_masks: bool) -> Iterator[float]:
-    answer: Mask = np.zeros_like(sample.mask)
-    prompt = Prompt()
-    for _ in range(MAX_CLICKS):
+def _in_the_middle(case: Case) -> Case:
+    """`case` with its click in the middle of the object, on the wider view too."""
+    mask = case.sample.mask
+    click = draws.next_click(mask, np.zeros_like(mask))
+    assert click is not None, "a case shows its object"
+    (x, y), label = click
+    asked = replace(case, prompt=Prompt(points=((x, y),), labels=(label,)))
+    if case.wider is None:
+        return asked
+    centre = (len(mask) - 1) / 2
+    wide = Prompt(points=((centre + (x - centre) / 2, centre + (y - centre) / 2),), labels=(label,), wider=True)
+    return replace(asked, wider=replace(case.wider, prompt=wide))
+
+
+def _click_through(answers: Answers, case: Case, variant: str, with_masks: bool) -> Iterator[float]:
+    asked, decoded, answer = answers.answer(case, variant)
+    sample, prompt = asked.sample, replace(asked.prompt, wider=False)
+    yield dice(answer, sample.mask)
+    for _ in range(MAX_CLICKS - 1):
         click = draws.next_click(sample.mask, answer)
         if click is None:
             return
         place, label = click
         prompt = replace(prompt, points=(*prompt.points, place), labels=(*prompt.labels, label))
-        decoded = answers.decode(sample, prompt, variant)
-        answer = answers.mask(decoded, sample)
         if with_masks:
             prompt = replace(prompt, mask_hr=decoded.sam_logits_hr, mask_lr=decoded.sam_logits_lr)
+        decoded = answers.decode(sample, prompt, variant)
+        answer = answers.mask(decoded, sample)
         yield dice(answer, sample.mask)
 
 

@@ -16,10 +16,6 @@ from wsisam_model.quality import Floats, mask_numbers
 from wsisam_model.train import draws
 from wsisam_model.train.samples import KINDS, NOISES, POINTS, Pixels, Sample
 
-LONE = "points1"
-OTHERS = [kind for kind in KINDS if kind != LONE]
-LONE_SHARE = 0.5
-"""Of the answers on views that one click leads to, about three in ten: so each kind is as frequent as any other."""
 RIDGE = 1e-2
 """Penalty by answer, on numbers scaled to unit variance."""
 ANSWERS = 600
@@ -36,14 +32,13 @@ def calibrate(
     answers: int = ANSWERS,
 ) -> dict[str, Tensor]:
     """The tensors `iou.*` for the adapters of `predictor`, from its answers to prompts of every kind on `samples`,
-    which are drawn with `chances`; one click only on views that one click leads to. The LR view is left out.
+    which are drawn with `chances`. The LR view is left out.
     """
     rng = np.random.default_rng([seed, answers])
     numbers, lone, ious = [], [], []
     for index in rng.choice(len(samples), answers, p=chances):
         sample = samples[index]
-        kind = LONE if sample.mpp == predictor.config.lone_mpp and rng.random() < LONE_SHARE else rng.choice(OTHERS)
-        prompt = _prompt(sample, str(kind), rng)
+        prompt = _prompt(sample, KINDS[int(rng.integers(len(KINDS)))], rng)
         lone.append(prompt.labels == (1,))
         (answer,) = predictor.decode([DecodeRequest(predictor.prepare(embed(sample.hr)), None, prompt)])
         numbers.append(mask_numbers(answer.logits[:1])[0])

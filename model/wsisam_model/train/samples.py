@@ -23,6 +23,7 @@ NOISES = {"tight": 0.0, "box10": 0.1, "box20": 0.2}
 """Kinds of box prompts, and how noisy they are."""
 POINTS = {"points1": (1, 0), "points3": (3, 0), "points5": (5, 0), "points10": (7, 3)}
 """Kinds of point prompts: positive and negative points of each."""
+ONE_CLICK = "points1"
 KINDS = (*NOISES, *POINTS)
 
 
@@ -52,12 +53,13 @@ class Sample:
 @dataclass(frozen=True, slots=True, eq=False)
 class Case:
     """One question of the evaluation: `prompt` in HR view pixels (index frame) of `sample`'s own views, which were
-    chosen from that prompt alone, as the service does.
+    chosen from that prompt alone, as the service does. `wider` is the same question one step coarser, for one click.
     """
 
     sample: Sample
     kind: str
     prompt: Prompt
+    wider: Case | None = None
 
 
 def held_out_groups(groups: Iterable[str], hold_out: Iterable[str], fraction: float, seed: int) -> set[str]:

@@ -17,6 +17,7 @@ from wsisam_model.train.samples import (
     KINDS,
     MIN_AREA_UM2,
     NOISES,
+    ONE_CLICK,
     POINTS,
     Case,
     Pixels,
@@ -29,7 +30,7 @@ from wsisam_service.errors import ServiceError
 from wsisam_service.slides.opening import open_slide
 from wsisam_service.slides.pixels import read_view
 from wsisam_service.slides.reader import SlideReader
-from wsisam_service.views import Box, View, view_for_extent, view_for_points
+from wsisam_service.views import Box, View, view_for_extent
 
 CHECKED_PIXELS = 4096
 """Whole images up to this many pixels a side are looked at for black borders and shifted masks."""
@@ -139,8 +140,14 @@ class Dataset:
         positive, negative = POINTS[kind]
         found = self._points(tissue, item, positive, negative, rng)
         view = self._view(_extent([place for place, label in found if label]), tissue, points=True)
-        points = tuple(view.index_from_level0(x, y) for (x, y), _ in found)
-        return Case(tissue.sample(item, view), kind, Prompt(points=points, labels=tuple(label for _, label in found)))
+        asked, wide = (
+            Prompt(points=tuple(v.index_from_level0(*p) for p, _ in found), labels=tuple(label for _, label in found))
+            for v in (view, view.coarser())
+        )
+        second = (
+            Case(tissue.sample(item, view.coarser()), kind, replace(wide, wider=True)) if kind == ONE_CLICK else None
+        )
+        return Case(tissue.sample(item, view), kind, asked, second)
 
     def _training_views(
         self, tissue: Tissue, item: AnnotatedObject, rng: np.random.Generator, finer: bool
@@ -155,9 +162,8 @@ class Dataset:
             yield view_for_extent(item.bounds, self.config.image_size, tissue.mpp, mpp=tight.mpp / 2)
 
     def _view(self, extent: Box, tissue: Tissue, *, points: bool = False) -> View:
-        if points:
-            return view_for_points(extent, self.config, tissue.mpp)
-        return view_for_extent(extent, self.config.image_size, tissue.mpp)
+        min_mpp = self.config.point_mpp if points else None
+        return view_for_extent(extent, self.config.image_size, tissue.mpp, min_mpp=min_mpp)
 
     def _points(
         self, tissue: Tissue, item: AnnotatedObject, positive: int, negative: int, rng: np.random.Generator

@@ -67,7 +67,6 @@ class ModelAnswer(BaseModel):
     multimask: bool
     default_mpp: float
     point_mpp: float
-    lone_mpp: float
     adapters: AdaptersInfoAnswer | None
 
 

@@ -192,6 +192,7 @@ def _job_words(index: int, job: DecodeJob, arrays: Arrays) -> dict[str, Any]:
         "box": prompt.box,
         "points": prompt.points,
         "labels": prompt.labels,
+        "wider": prompt.wider,
         "adapters": job.adapters,
         "multimask": job.multimask,
         "lr_mask": job.lr_mask,
@@ -209,6 +210,7 @@ def _job(index: int, words: Mapping[str, Any], arrays: Arrays) -> DecodeJob:
         labels=tuple(int(label) for label in words["labels"]),
         mask_hr=_logits(arrays.get(f"mask_hr.{index}")),
         mask_lr=_logits(arrays.get(f"mask_lr.{index}")),
+        wider=bool(words.get("wider", False)),
     )
     return DecodeJob(
         hr=str(words["hr"]),

@@ -8,12 +8,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from wsisam_model.config import model_config
-from wsisam_model.train.samples import KINDS
+from wsisam_model.train.samples import KINDS, ONE_CLICK
 from wsisam_service.commands.flags import UsageError, add_settings, settings_of
 from wsisam_service.commands.tissue_flags import add_tissue, progress_bar, tissue_of
 
 MODEL_SETTINGS = ("model", "adapters", "weights", "engine", "precision", "device", "threads")
-FIRST_CLICK = "points1"
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -60,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
     scores = list(score_cases(answers, tqdm(cases, desc="score", disable=None), variants))
     if wide:
         scores += score_wrong_lr(answers, cases)
-    firsts = [case.sample for case in cases if case.kind == FIRST_CLICK][: options.clicks]
+    firsts = [case for case in cases if case.kind == ONE_CLICK][: options.clicks]
     clicks = list(score_clicks(answers, tqdm(firsts, desc="click", disable=None), variants))
     results = Results(
         model=settings.model,

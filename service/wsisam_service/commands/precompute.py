@@ -82,7 +82,7 @@ def make_plan(slide: RemoteSlide, mpp: float | None) -> Plan:
     """The views of the slide's tissue, by its thumbnail, at the ladder step nearest to `mpp`."""
     facts, (first, *_) = slide.facts(), slide.server_info()["models"]
     config = model_config(first["name"])
-    k = nearest_step(config.lone_mpp if mpp is None else mpp)
+    k = nearest_step(config.point_mpp if mpp is None else mpp)
     thumbnail = np.asarray(Image.open(io.BytesIO(slide.thumbnail(THUMBNAIL))).convert("RGB"), np.uint8)
     slide_mpp = facts["mpp"] or config.default_mpp
     size = facts["width"], facts["height"]

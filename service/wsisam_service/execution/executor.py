@@ -393,7 +393,6 @@ def _facts(backend: Backend[E, V]) -> dict[str, Any]:
         "multimask": config.multimask,
         "default_mpp": config.default_mpp,
         "point_mpp": config.point_mpp,
-        "lone_mpp": config.lone_mpp,
         "adapters": None if adapters is None else _adapter_facts(adapters),
     }
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from wsisam_model.config import ModelConfig
+from wsisam_model.point_box import worth_a_wider_look
 from wsisam_service.errors import RefineExpired, ServiceError
+from wsisam_service.jobs import DecodeResult
 from wsisam_service.masks import rle
 from wsisam_service.masks.geojson import Classification, Placement, checked_classification
 from wsisam_service.segmenting.prompts import PromptSpec, RequestFrame, Target, check_inside, judge, plan_view
@@ -22,13 +24,19 @@ Borders = tuple[bool, bool, bool, bool]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """A judged prompt and the HR view to decode it on. `earlier` is the answer that it corrects."""
+    """A judged prompt and the HR view to decode it on. `earlier` is the answer that it corrects. `wider` plans come
+    after an answer on a finer view.
+    """
 
     spec: PromptSpec
     target: Target
     view: View
     classification: Classification
     earlier: RefineToken | None
+    wider: bool = False
+
+    def on_wider_view(self) -> Plan:
+        return replace(self, view=self.view.coarser(), wider=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,9 +81,16 @@ class Planner:
         """Whether a mask that touches these borders of `view` goes on: there is slide beyond one of them."""
         return any(inner and there for inner, there in zip(view.inner_borders(*self.size), touches, strict=True))
 
-    def fits_better_coarser(self, plan: Plan, touches: Borders) -> bool:
-        """Whether to decode again on a wider view. A correction stays on its own, whose logits it continues."""
-        if plan.earlier is not None or not self.is_cut(plan.view, touches):
+    def deserves_a_wider_view(self, plan: Plan, result: DecodeResult) -> bool:
+        """Whether to decode again on a wider view: a mask that is cut, or what one click led to where that may be a
+        part of something larger, unless the request names its pixel size. A correction stays on its own view, whose
+        logits it continues.
+        """
+        if plan.earlier is not None:
+            return False
+        cut = self.is_cut(plan.view, result.touches)
+        stability = None if plan.wider or self.mpp is not None else result.masks[0].stability
+        if not (cut if stability is None else worth_a_wider_look(stability, cut)):
             return False
         return plan.view.coarser().outside_fraction(*self.size) <= MAX_OUTSIDE
 

@@ -66,7 +66,7 @@ def _lattice(
     region: Box, size: tuple[int, int], slide_mpp: float, config: ModelConfig, mpp: float | None
 ) -> Iterator[View]:
     """The views of lone points anywhere in `region` of a slide of `size` (width, height)."""
-    k = nearest_step(config.lone_mpp if mpp is None else mpp)
+    k = nearest_step(config.point_mpp if mpp is None else mpp)
     side = config.image_size
     pitch = side / 2 * step_mpp(k) / slide_mpp
     x0, y0, x1, y1 = max(region[0], 0.0), max(region[1], 0.0), min(region[2], size[0]), min(region[3], size[1])

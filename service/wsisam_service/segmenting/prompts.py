@@ -28,7 +28,7 @@ from wsisam_service.errors import (
 )
 from wsisam_service.jobs import Rle
 from wsisam_service.masks import rle
-from wsisam_service.views import MAX_OUTSIDE, Box, View, view_for_extent, view_for_points
+from wsisam_service.views import MAX_OUTSIDE, Box, View, view_for_extent
 
 Units = Literal["px", "um"]
 Frame = Literal["level0", "bounds"]
@@ -179,6 +179,11 @@ class Target:
         lefts, tops, rights, bottoms = zip(*boxes, strict=True)
         return min(lefts), min(tops), max(rights), max(bottoms)
 
+    @property
+    def is_one_click(self) -> bool:
+        """Whether all that is said is one point of the object, and perhaps some beside it."""
+        return self.box is None and self.mask is None and len(self.positive) == 1
+
     def prompt(self, view: View) -> Prompt:
         """As the network takes it on `view`. Negative points outside the view say nothing there and are left out."""
         negative = [point for point in self.negative if view.contains((*point, *point))]
@@ -221,10 +226,10 @@ def plan_view(
     """
     extent = target.extent()
     assert extent is not None  # `judge` lets nothing else pass without a refine token, which has its own view
-    if target.box is None and target.mask is None:
-        view = view_for_points(extent, config, slide_mpp, mpp=mpp)
-    else:
-        view = view_for_extent(extent, config.image_size, slide_mpp, mpp=mpp)
+    points_alone = target.box is None and target.mask is None
+    view = view_for_extent(
+        extent, config.image_size, slide_mpp, min_mpp=config.point_mpp if points_alone else None, mpp=mpp
+    )
     if view.outside_fraction(*size) > MAX_OUTSIDE:
         raise PromptOutsideSlide("nearly all of the view around the prompt lies outside the slide")
     return view

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from wsisam_model.prompts import Prompt
+from wsisam_model.quality import OFFSET
 from wsisam_service.errors import EmptyPrompt, RefineExpired, ServiceError, TooManyPrompts, detail_of
 from wsisam_service.jobs import (
     DEFAULT_ADAPTERS,
@@ -38,7 +39,7 @@ Feature = Mapping[str, Any]
 DEFAULT_SIMPLIFY = geojson.DEFAULT_SIMPLIFY
 MAX_PROMPTS = 256
 MAX_RETRIES = 2
-"""How often an object that reaches its view's border is decoded again, one step coarser each time."""
+"""How often a prompt is decoded again, one step coarser each time."""
 CONCURRENT_READS = 8
 """Views read from slides at once in this process; each holds some megabytes of decoded tiles."""
 
@@ -257,7 +258,9 @@ class Segmenter:
     async def _decode(
         self, call: _Call, plans: Mapping[int, Plan], timings: Timings
     ) -> dict[int, _Decoded | Exception]:
-        """Every plan decoded, those again whose object does not fit their view; all of a round in one call."""
+        """Every plan decoded, those again that deserve a wider view; all of a round in one call. Of a click's answers
+        the more stable one stays, of others the wider one.
+        """
         done: dict[int, _Decoded | Exception] = {}
         waiting = dict(plans)
         for retry in range(1 + MAX_RETRIES):
@@ -265,15 +268,18 @@ class Segmenter:
                 break
             jobs = await asyncio.to_thread(_jobs, call, list(waiting.values()))
             results = await self._executor.decode(jobs, call.views.pixels, timings)
-            coarser: dict[int, Plan] = {}
+            wider: dict[int, Plan] = {}
             for (index, plan), result in zip(waiting.items(), results, strict=True):
                 if isinstance(result, Exception):
-                    done[index] = result
+                    done.setdefault(index, result)  # an answer that is cut is better than none
+                    continue
+                earlier = done.get(index)
+                if isinstance(earlier, _Decoded) and _is_steadier(earlier.result, result):
                     continue
                 done[index] = _Decoded(plan, result)
-                if retry < MAX_RETRIES and call.planner.fits_better_coarser(plan, result.touches):
-                    coarser[index] = replace(plan, view=plan.view.coarser())
-            waiting = coarser
+                if retry < MAX_RETRIES and call.planner.deserves_a_wider_view(plan, result):
+                    wider[index] = plan.on_wider_view()
+            waiting = wider
         return done
 
     def _answer_all(
@@ -327,15 +333,23 @@ def _jobs(call: _Call, plans: Sequence[Plan]) -> list[DecodeJob]:
 
 def _job(call: _Call, plan: Plan) -> DecodeJob:
     frozen = call.adapters is None
+    guess = plan.target.is_one_click and plan.earlier is None and not frozen
     return DecodeJob(
         hr=call.views.key(plan.view),
         lr=None if frozen else call.views.key(plan.view.coarser()),
-        prompt=plan.target.prompt(plan.view),
+        prompt=replace(plan.target.prompt(plan.view), wider=guess and plan.wider),
         adapters=NO_ADAPTERS if frozen else DEFAULT_ADAPTERS,
         multimask=call.request.multimask,
         lr_mask=call.request.lr_mask and not frozen,
         refine_from=None if plan.earlier is None else plan.earlier.refine_id,
+        stability_offset=OFFSET if guess else None,
     )
+
+
+def _is_steadier(earlier: DecodeResult, later: DecodeResult) -> bool:
+    """Whether the earlier mask is at least as stable as the later one; False where nobody asked."""
+    before, after = earlier.masks[0].stability, later.masks[0].stability
+    return before is not None and after is not None and before >= after
 
 
 def _rect(view: View) -> ViewRect:
