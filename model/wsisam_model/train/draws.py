@@ -15,9 +15,6 @@ import numpy.typing as npt
 from wsisam_model.prompts import MASK_SIDE
 from wsisam_model.train.samples import Mask
 
-ANY_SIDES = (0.08, 0.8)
-"""Sides of a box that stands for no object, as parts of the view's."""
-
 Box = tuple[float, float, float, float]
 Point = tuple[float, float]
 
@@ -41,13 +38,6 @@ def noisy_box(box: Box, noise: float, rng: np.random.Generator) -> Box:
     half = sides * (1 + rng.uniform(-noise, noise, 2)) / 2
     (left, top), (right, bottom) = centre - half, centre + half
     return float(left), float(top), float(right), float(bottom)
-
-
-def any_box(side: int, rng: np.random.Generator) -> Box:
-    """A box of any size and shape somewhere in a view of `side` pixels, whatever lies there."""
-    sides = side * np.exp(rng.uniform(*np.log(ANY_SIDES)) + rng.uniform(-0.2, 0.2, 2))
-    x, y = rng.uniform(0, side - sides)
-    return float(x) - 0.5, float(y) - 0.5, float(x + sides[0]) - 0.5, float(y + sides[1]) - 0.5
 
 
 @dataclass(frozen=True, slots=True)

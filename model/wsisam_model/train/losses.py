@@ -16,6 +16,7 @@ def dice_loss(logits: Tensor, truth: Tensor) -> Tensor:
     return 1 - (2 * both + 1) / (p.sum(dim=(1, 2)) + truth.sum(dim=(1, 2)) + 1)
 
 
-def pixel_loss(logits: Tensor, truth: Tensor) -> Tensor:
-    """Binary cross-entropy, mean over pixels: (n,) of (n, H, W) each; `truth` in 0..1."""
-    return F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean(dim=(1, 2))
+def mask_loss(logits: Tensor, truth: Tensor) -> Tensor:
+    """Binary cross-entropy, mean over pixels, plus Dice loss: (n,) of (n, H, W) each."""
+    pixels = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    return pixels.mean(dim=(1, 2)) + dice_loss(logits, truth)

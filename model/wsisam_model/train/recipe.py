@@ -33,9 +33,6 @@ class Recipe:
     kept: float = 1.0
     """What is saved lies this part of the way from where training started to where it ended. A small part keeps a set
     that is trained further on few objects from getting worse on everything else (docs/TRAINING.md)."""
-    remembered: float = 0.0
-    """Share of the prompts that are boxes anywhere in the view, whose right answer is what the set said before it was
-    trained further."""
     seed: int = 0
     copies: int = 0
     """How many changed copies of each sample there are beside it: turned, mirrored and stained otherwise."""

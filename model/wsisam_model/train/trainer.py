@@ -6,7 +6,6 @@ and resumed is therefore the same as one that was not.
 
 from __future__ import annotations
 
-import copy
 import csv
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +23,7 @@ from wsisam_model.prompt_encoder import GRID
 from wsisam_model.prompts import MASK_SIDE, Prompt
 from wsisam_model.train import draws
 from wsisam_model.train.forward import CELL, WHOLE, Query, TrainingDecoder, Window
-from wsisam_model.train.losses import dice_loss, pixel_loss
+from wsisam_model.train.losses import mask_loss
 from wsisam_model.train.recipe import Recipe
 from wsisam_model.train.samples import Pixels, Sample
 
@@ -53,7 +52,7 @@ class StepLog:
 @dataclass(frozen=True, slots=True, eq=False)
 class _Draft:
     """A prompt of a step: what the user says, how the network is asked, and the part of the view that counts;
-    `corrected` if one more click follows, `remembered` if the right answer is what the adapters said before.
+    `corrected` if one more click follows.
     """
 
     sample: Sample
@@ -61,7 +60,6 @@ class _Draft:
     query: Query
     window: Window
     corrected: bool
-    remembered: bool
 
     @property
     def is_box(self) -> bool:
@@ -70,7 +68,7 @@ class _Draft:
 
 class Trainer:
     """Trains `decoder.adapters` in place on `samples`; `average` is the state to keep. Writes `checkpoint.pt` and
-    `log.csv` into `folder`. What the recipe wants remembered is what the adapters answer now, before `resume`.
+    `log.csv` into `folder`.
     """
 
     def __init__(
@@ -87,7 +85,6 @@ class Trainer:
         self.embed = embed
         self.weights = _sampling_weights(samples)
         self._known_places: dict[int, draws.Places] = {}
-        self._before = copy.deepcopy(decoder) if recipe.remembered else None
         self.step = 0
         self.log: list[StepLog] = []
         self._rates, groups = [], []
@@ -185,50 +182,25 @@ class Trainer:
         for row, draft in enumerate(drafts):
             by_side.setdefault(draft.window.side, []).append(row)
         losses: dict[int, Tensor] = {}
-        truths = self._truths(drafts)
         for rows in by_side.values():
             logits = [_part(answers[row].logits, drafts[row].query.window, drafts[row].window) for row in rows]
-            told, truth = torch.stack(logits), torch.stack([truths[row] for row in rows])
-            # Dice is least for masks surer than a soft truth, so what is remembered counts by pixels alone.
-            annotated = truth.new_tensor([not drafts[row].remembered for row in rows])
-            losses |= zip(rows, pixel_loss(told, truth) + annotated * dice_loss(told, truth), strict=True)
+            truths = [draws.low_resolution(drafts[row].sample.mask)[drafts[row].window.pixels] for row in rows]
+            truth = torch.from_numpy(np.stack(truths)).to(self.decoder.position)
+            losses |= zip(rows, mask_loss(torch.stack(logits), truth), strict=True)
         return torch.stack([losses[row] for row in range(len(drafts))])
-
-    def _truths(self, drafts: Sequence[_Draft]) -> list[Tensor]:
-        """What each draft's answer should be inside its window, 0..1 (side·4, side·4)."""
-        known = [draft for draft in drafts if draft.remembered]
-        told: Iterator[Tensor] = iter(())
-        if known and self._before is not None:
-            with torch.no_grad():
-                answers = self._before([draft.query for draft in known])
-            told = (
-                torch.sigmoid(_part(answer.logits, draft.query.window, draft.window))
-                for draft, answer in zip(known, answers, strict=True)
-            )
-        return [next(told) if draft.remembered else self._annotated(draft) for draft in drafts]
-
-    def _annotated(self, draft: _Draft) -> Tensor:
-        mask = draws.low_resolution(draft.sample.mask)[draft.window.pixels]
-        return torch.from_numpy(np.ascontiguousarray(mask)).to(self.decoder.position)
 
     def _drafts(self, sample: Sample, rng: np.random.Generator) -> list[_Draft]:
         hr = self.embed(sample.hr)
         lr = None if self.recipe.branches == "hr" else self.embed(sample.lr)
-        scale = MASK_SIDE / len(sample.mask)
-        around = WHOLE if rng.random() < self.recipe.whole else window_around(self._places(sample).box, scale, rng)
+        window = WHOLE if rng.random() < self.recipe.whole else window_around(sample, rng)
         drafts = []
         for _ in range(self.recipe.prompts_per_sample):
-            window = around
-            if remembered := self._before is not None and rng.random() < self.recipe.remembered:
-                box = draws.any_box(len(sample.mask), rng)
-                user, corrected, window = Prompt(box=box), False, window_around(box, scale, rng)
-            else:
-                user, corrected = self._prompt(sample, rng)
+            user, corrected = self._prompt(sample, rng)
             with_lr, without_hr = self._branches(rng)
             decoded = window if self.decoder.position.device.type == "cpu" else WHOLE  # rows of one size are one batch
             shown, weight = self._shown(user, rng), 0.0 if without_hr else 1.0
             query = Query(hr, lr if with_lr else None, shown, decoded, hr_token_weight=weight)
-            drafts.append(_Draft(sample, user, query, window, corrected, remembered))
+            drafts.append(_Draft(sample, user, query, window, corrected))
         return drafts
 
     def _branches(self, rng: np.random.Generator) -> tuple[bool, bool]:
@@ -299,9 +271,9 @@ def _part(logits: Tensor, decoded: Window, wanted: Window) -> Tensor:
     return logits if decoded == wanted else logits[wanted.pixels]
 
 
-def window_around(box: draws.Box, scale: float, rng: np.random.Generator) -> Window:
-    """A random window that holds `box` as far as it fits; `scale` is mask pixels to one of the view's."""
-    x0, y0, x1, y1 = ((edge + 0.5) * scale - 0.5 for edge in box)
+def window_around(sample: Sample, rng: np.random.Generator) -> Window:
+    """A random window that holds the object as far as it fits."""
+    x0, y0, x1, y1 = draws.tight_box(draws.low_resolution(sample.mask))
     side = math.ceil(WINDOW_MARGIN * max(x1 - x0, y1 - y0) / CELL)
     side = min(MAX_WINDOW, max(MIN_WINDOW, side))
 

@@ -1,7 +1,7 @@
 """glibc's allocator, told to give memory back. Elsewhere nothing happens.
 
 Views come and go in blocks of megabytes. By default glibc learns from the first ones that are freed to keep such blocks
-in its heaps, where smaller ones pin them: over 150 views a service took 3.3 GB in place of 2.4 (docs/PERFORMANCE.md).
+in its heaps, where smaller ones pin them: over 150 views a service took 3.3 GB in place of 2.2 (docs/PERFORMANCE.md).
 """
 
 from __future__ import annotations
