@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -172,7 +172,19 @@ class GuessingExecutor(NumpyExecutor):
     """Knows how stable the masks of each look at a click are; `asked` are the jobs of each round."""
 
     stabilities: tuple[float | Exception, ...] = (0.5, 0.9)
+    prompts: tuple[str, ...] = ("points",)
     asked: list[DecodeJob] = field(default_factory=list)
+
+    async def info(self) -> Mapping[str, Any]:
+        (model,) = (await super().info())["models"]
+        return {"models": [model | {"adapters": model["adapters"] | {"trained_prompts": self.prompts}}]}
+
+    async def decode(
+        self, jobs: Sequence[DecodeJob], pixels: PixelSource, timings: Timings
+    ) -> list[DecodeResult | Exception]:
+        if isinstance(self.stabilities[len(self.asked)], Overloaded):
+            raise Overloaded("busy")
+        return await super().decode(jobs, pixels, timings)
 
     async def _decode(self, job: DecodeJob, pixels: PixelSource) -> DecodeResult:
         stability = self.stabilities[len(self.asked)]
@@ -200,6 +212,20 @@ async def test_one_click_has_a_second_look_where_it_is_unsure_and_the_more_stabl
     assert [job.prompt.wider for job in executor.asked] == [False, True][:looks]
     first, *second = executor.asked
     assert all(job.hr == first.lr for job in second)
+
+
+async def test_a_service_too_busy_for_a_second_look_gives_the_first_answer() -> None:
+    executor = GuessingExecutor(stabilities=(0.5, Overloaded("busy")))
+    result = await answer_of(executor, SegmentRequest([CLICK]))
+    assert result.view.mpp == 1.0
+    with pytest.raises(Overloaded):
+        await answer_of(GuessingExecutor(stabilities=(Overloaded("busy"),)), SegmentRequest([CLICK]))
+
+
+async def test_adapters_that_take_clicks_as_clicks_have_no_second_look() -> None:
+    executor = GuessingExecutor(stabilities=(0.5,), prompts=())
+    await answer_of(executor, SegmentRequest([CLICK]))
+    assert len(executor.asked) == 1
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,11 @@ class AdaptersOffer:
     sha256: str
     prompts: frozenset[str]
 
+    @property
+    def guess_sizes(self) -> bool:
+        """Whether they turn a click into boxes of several sizes (`wsisam_model.point_box`)."""
+        return "points" in self.prompts
+
 
 @dataclass(frozen=True, slots=True)
 class ModelOffer:

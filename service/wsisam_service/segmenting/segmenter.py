@@ -12,7 +12,7 @@ import numpy as np
 
 from wsisam_model.prompts import Prompt
 from wsisam_model.quality import OFFSET
-from wsisam_service.errors import EmptyPrompt, RefineExpired, ServiceError, TooManyPrompts, detail_of
+from wsisam_service.errors import EmptyPrompt, Overloaded, RefineExpired, ServiceError, TooManyPrompts, detail_of
 from wsisam_service.jobs import (
     DEFAULT_ADAPTERS,
     NO_ADAPTERS,
@@ -267,11 +267,16 @@ class Segmenter:
             if not waiting:
                 break
             jobs = await asyncio.to_thread(_jobs, call, list(waiting.values()))
-            results = await self._executor.decode(jobs, call.views.pixels, timings)
+            try:
+                results = await self._executor.decode(jobs, call.views.pixels, timings)
+            except Overloaded:
+                if not done:
+                    raise
+                break  # the answers that there are will do
             wider: dict[int, Plan] = {}
             for (index, plan), result in zip(waiting.items(), results, strict=True):
                 if isinstance(result, Exception):
-                    done.setdefault(index, result)  # an answer that is cut is better than none
+                    done.setdefault(index, result)  # the finer view's answer is better than none
                     continue
                 earlier = done.get(index)
                 if isinstance(earlier, _Decoded) and _is_steadier(earlier.result, result):
@@ -333,7 +338,8 @@ def _jobs(call: _Call, plans: Sequence[Plan]) -> list[DecodeJob]:
 
 def _job(call: _Call, plan: Plan) -> DecodeJob:
     frozen = call.adapters is None
-    guess = plan.target.is_one_click and plan.earlier is None and not frozen
+    sizes = call.adapters is not None and call.adapters.guess_sizes
+    guess = sizes and plan.target.is_one_click and plan.earlier is None
     return DecodeJob(
         hr=call.views.key(plan.view),
         lr=None if frozen else call.views.key(plan.view.coarser()),
