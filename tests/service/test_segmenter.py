@@ -20,9 +20,11 @@ from wsisam_service.errors import (
     NoPositivePoint,
     Overloaded,
     RefineExpired,
+    ServiceError,
     TooManyPrompts,
     UnknownModel,
     UnreadableSlide,
+    WorkerUnavailable,
 )
 from wsisam_service.jobs import DecodedMask, DecodeJob, DecodeResult, PixelSource, Timings
 from wsisam_service.masks import rle
@@ -182,8 +184,9 @@ class GuessingExecutor(NumpyExecutor):
     async def decode(
         self, jobs: Sequence[DecodeJob], pixels: PixelSource, timings: Timings
     ) -> list[DecodeResult | Exception]:
-        if isinstance(self.stabilities[len(self.asked)], Overloaded):
-            raise Overloaded("busy")
+        coming = self.stabilities[len(self.asked)]
+        if isinstance(coming, Overloaded | WorkerUnavailable):
+            raise coming  # a failure of the whole call
         return await super().decode(jobs, pixels, timings)
 
     async def _decode(self, job: DecodeJob, pixels: PixelSource) -> DecodeResult:
@@ -214,12 +217,12 @@ async def test_one_click_has_a_second_look_where_it_is_unsure_and_the_more_stabl
     assert all(job.hr == first.lr for job in second)
 
 
-async def test_a_service_too_busy_for_a_second_look_gives_the_first_answer() -> None:
-    executor = GuessingExecutor(stabilities=(0.5, Overloaded("busy")))
-    result = await answer_of(executor, SegmentRequest([CLICK]))
+@pytest.mark.parametrize("failure", [Overloaded("busy"), WorkerUnavailable("gone")])
+async def test_where_a_second_look_fails_the_first_answer_is_given(failure: ServiceError) -> None:
+    result = await answer_of(GuessingExecutor(stabilities=(0.5, failure)), SegmentRequest([CLICK]))
     assert result.view.mpp == 1.0
-    with pytest.raises(Overloaded):
-        await answer_of(GuessingExecutor(stabilities=(Overloaded("busy"),)), SegmentRequest([CLICK]))
+    with pytest.raises(type(failure)):
+        await answer_of(GuessingExecutor(stabilities=(failure,)), SegmentRequest([CLICK]))
 
 
 async def test_adapters_that_take_clicks_as_clicks_have_no_second_look() -> None:

@@ -111,7 +111,7 @@ class Answers:
 
 
 def score_cases(answers: Answers, cases: Iterable[Case], variants: Sequence[str] = VARIANTS) -> Iterator[Score]:
-    """Scores of every case by every variant, on the same views."""
+    """Scores of every case by every variant, on the same views; of one click the frozen SAM has the first look only."""
     for case in cases:
         for variant in variants:
             asked, decoded, mask = answers.answer(case, variant)
@@ -119,10 +119,13 @@ def score_cases(answers: Answers, cases: Iterable[Case], variants: Sequence[str]
 
 
 def score_wrong_lr(answers: Answers, cases: Sequence[Case]) -> Iterator[Score]:
-    """HR+LR with another object's LR view in place of the right one: what the LR view is really worth."""
+    """HR+LR with another object's LR view in place of the right one, on the view of the right answer: what the LR view
+    is really worth.
+    """
     for case, other in zip(cases, [*cases[len(cases) // 2 :], *cases[: len(cases) // 2]], strict=True):
-        decoded = answers.decode(case.sample, case.prompt, WRONG_LR, wrong_lr=other.sample.lr)
-        yield _score(case, WRONG_LR, decoded, answers.mask(decoded, case.sample))
+        asked, _, _ = answers.answer(case, HR_LR)
+        decoded = answers.decode(asked.sample, asked.prompt, WRONG_LR, wrong_lr=other.sample.lr)
+        yield _score(asked, WRONG_LR, decoded, answers.mask(decoded, asked.sample))
 
 
 def score_clicks(

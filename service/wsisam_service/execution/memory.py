@@ -11,7 +11,7 @@ import functools
 import sys
 
 _M_MMAP_THRESHOLD = -3
-LARGE_BYTES = 1 << 16
+LARGE_BYTES = 1 << 20
 """Blocks from this size on are mapped by themselves and go back to the system when they are freed."""
 
 

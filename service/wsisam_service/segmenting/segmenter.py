@@ -12,7 +12,7 @@ import numpy as np
 
 from wsisam_model.prompts import Prompt
 from wsisam_model.quality import OFFSET
-from wsisam_service.errors import EmptyPrompt, Overloaded, RefineExpired, ServiceError, TooManyPrompts, detail_of
+from wsisam_service.errors import EmptyPrompt, RefineExpired, ServiceError, TooManyPrompts, detail_of
 from wsisam_service.jobs import (
     DEFAULT_ADAPTERS,
     NO_ADAPTERS,
@@ -269,7 +269,7 @@ class Segmenter:
             jobs = await asyncio.to_thread(_jobs, call, list(waiting.values()))
             try:
                 results = await self._executor.decode(jobs, call.views.pixels, timings)
-            except Overloaded:
+            except ServiceError:
                 if not done:
                     raise
                 break  # the answers that there are will do
