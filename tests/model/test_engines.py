@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -181,6 +183,21 @@ def test_a_network_is_converted_once_on_a_machine(tmp_path: Path, convert: Any) 
     assert len(convert.calls) == 1
     assert [warning for _, warning in results] == [None, None]
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["linear.bin", "linear.xml"]
+
+
+def test_networks_that_nobody_reads_any_more_are_dropped(tmp_path: Path, convert: Any) -> None:
+    used, unused = (converted.name_of("encoder", [("weight", torch.tensor([value]))]) for value in (1.0, 2.0))
+    for name in (used, unused):
+        converted.read_or_convert(tmp_path, name, convert)
+    (tmp_path / "draft-0123456789abcdef.bin").touch()
+    (tmp_path / "somebody-elses.bin").touch()
+    long_ago = time.time() - (converted.UNUSED_DAYS + 1) * 86400
+    for file in tmp_path.iterdir():
+        os.utime(file, (long_ago, long_ago))
+    converted.read_or_convert(tmp_path, used, convert)
+    converted.read_or_convert(tmp_path, "linear", convert)
+    names = {f"{name}.{end}" for name in (used, "linear") for end in ("bin", "xml")}
+    assert {file.name for file in tmp_path.iterdir()} == names | {"somebody-elses.bin"}
 
 
 @pytest.mark.parametrize("damage", ["linear.xml", "linear.bin"])

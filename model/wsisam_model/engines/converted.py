@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import re
 import secrets
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -14,6 +17,10 @@ from torch import Tensor
 
 FORMAT = 3
 """Raised with every change of the graphs that are converted."""
+UNUSED_DAYS = 90
+"""Files that nobody read for so long go when a new network is kept: those of earlier weights and versions."""
+
+_OURS = re.compile(r"[a-z]+-[0-9a-f]{16,24}\.(xml|bin)")
 
 
 def default_folder() -> Path:
@@ -40,15 +47,34 @@ def read_or_convert(
     path = folder / f"{name}.xml"
     if path.is_file():
         try:
-            return openvino.Core().read_model(path), None
+            model = openvino.Core().read_model(path)
         except RuntimeError:
             pass  # damaged: made anew below
+        else:
+            _mark_used(path)
+            return model, None
     model = convert()
     try:
         _keep(model, path)
+        _drop_unused(folder)
     except (OSError, RuntimeError) as error:
         return model, f"a converted network could not be kept in {folder}, so every start converts it: {error}"
     return model, None
+
+
+def _mark_used(path: Path) -> None:
+    with contextlib.suppress(OSError):  # a folder that came with an image, which only its owner may write
+        os.utime(path)
+        os.utime(path.with_suffix(".bin"))
+
+
+def _drop_unused(folder: Path) -> None:
+    """Also the drafts of processes that were killed; but no file of another kind, whatever folder this is."""
+    oldest = time.time() - UNUSED_DAYS * 86400
+    for file in filter(lambda file: _OURS.fullmatch(file.name), folder.iterdir()):
+        with contextlib.suppress(FileNotFoundError):  # another process does the same
+            if file.stat().st_mtime < oldest:
+                file.unlink()
 
 
 def _keep(model: openvino.Model, path: Path) -> None:
