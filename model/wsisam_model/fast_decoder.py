@@ -150,7 +150,7 @@ class FastDecoder(nn.Module):
             embedding = positions.T.reshape(1, WIDTH, GRID, GRID)
             early = view.early.to(embedding)[None]
             rows = GRID if embedding.is_cuda else _FUSED_ROWS
-            strips = zip(embedding.split(rows, dim=2), early.split(rows, dim=2), strict=True)
+            strips = zip(torch.split(embedding, rows, dim=2), torch.split(early, rows, dim=2), strict=True)
             fused = torch.cat([adapter.fuse(*strip) for strip in strips], dim=2)
             view.fused[branch] = fused.reshape(FEATURES, MASK_SIDE * MASK_SIDE).contiguous()
         return view.fused[branch]

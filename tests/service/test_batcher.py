@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 
@@ -150,6 +152,24 @@ def test_a_cancelled_item_is_never_run(bench: Bench) -> None:
     bench.device.release.set()
     assert results([stays]) == [4]
     assert ("decode", "m", [2]) in bench.device.calls
+
+
+def test_an_answered_item_is_let_go_at_once_and_not_by_the_collector() -> None:
+    class Pixels:
+        pass
+
+    lane = Lane[Pixels, Pixels]("encode", lambda _, items: items, max_batch=1)
+    batcher = Batcher([lane], limits={"encode": 1}, free_memory=lambda: None)
+    gc.disable()
+    try:
+        (future,) = batcher.submit(lane, "m", [Pixels()])
+        item = weakref.ref(future.result(TIMEOUT_S).result)
+        del future
+        batcher.submit(lane, "m", [Pixels()])[0].result(TIMEOUT_S)  # so the thread is done with the call before
+        assert item() is None
+    finally:
+        gc.enable()
+        batcher.close()
 
 
 def test_one_bad_item_does_not_fail_the_others(bench: Bench) -> None:

@@ -175,7 +175,8 @@ class Batcher:
             self._report_depth(lane)
             self._changed.notify()
         for entry in entries:
-            entry.future.add_done_callback(partial(self._forget, lane, entry))
+            # Without the entry, which holds the future: in a circle both would keep their views' megabytes.
+            entry.future.add_done_callback(partial(self._forget, lane))
         return [entry.future for entry in entries]
 
     def close(self) -> None:
@@ -187,14 +188,12 @@ class Batcher:
         seconds = sum(self._admitted.get(lane.kind, 0) * lane.seconds_per_item for lane in self._lanes)
         return max(1, math.ceil(seconds))
 
-    def _forget(
-        self, lane: Lane[_Item, _Result], entry: _Waiting[_Item, _Result], future: Future[Answer[_Result]]
-    ) -> None:
+    def _forget(self, lane: Lane[_Item, _Result], future: Future[Answer[_Result]]) -> None:
         """Drop an item whose caller left while it waited."""
         if not future.cancelled():
             return
-        with self._changed, contextlib.suppress(ValueError):  # taken in the meantime
-            lane.waiting.remove(entry)
+        with self._changed:
+            lane.waiting = deque(entry for entry in lane.waiting if entry.future is not future)
             self._report_depth(lane)
 
     def _serve(self) -> None:
