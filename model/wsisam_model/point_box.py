@@ -21,11 +21,11 @@ and glomeruli is 2.3, 1.7, 1.5 and 1.35 times the extent of 3, 5, 7 and 10 point
 LONE_SIDE = 0.5
 """Part of the view's side that a lone point's box has: the median object in the view that one click leads to."""
 
-LONE_SIDES, WIDER_SIDES = (0.75, 1.4), (0.5, 1.0)
-"""What one click may mean, as multiples of the lone side, on the first view and on a wider one: both are decoded and
-the surest mask is taken."""
+LONE_SIDES, WIDER_SIDES = (1.4, 0.75), (1.0, 0.5)
+"""What one click may mean, as multiples of the lone side, on the first view and on a wider one; the second of each is
+tried where the first leads to no sure mask."""
 UNSURE = 0.85
-"""A mask that one click led to, less stable than this, may be a part of something larger: worth a wider look."""
+"""A mask that one click led to, less stable than this, may be not what was meant: worth another size, a wider look."""
 
 Mask = npt.NDArray[np.bool_]
 Box = tuple[float, float, float, float]
@@ -64,17 +64,22 @@ def with_point_box(
 
 
 def readings(prompt: Prompt, view_size: tuple[int, int], spread: float, lone_side: float) -> list[Prompt]:
-    """What `prompt` may mean, each `with_point_box`: several boxes for one click alone, else one."""
+    """What `prompt` may mean, to be tried in turn, each `with_point_box`: several boxes for one click, else one."""
     lone = prompt.box is None and prompt.mask_hr is None and sum(prompt.labels) == 1
     sides = (1.0,) if not lone else WIDER_SIDES if prompt.wider else LONE_SIDES
     return [with_point_box(prompt, view_size, spread, lone_side * side) for side in sides]
 
 
+def is_unsure(stability: float) -> bool:
+    """Whether a mask of this stability (at logits ±1), which one click led to, asks for another try."""
+    return stability < UNSURE
+
+
 def worth_a_wider_look(stability: float, cut: bool) -> bool:
-    """Whether one click is decoded on the next coarser view too, after an answer of this stability (at logits ±1) which
-    the view's border does or does not cut. The more stable of both answers stays.
+    """Whether one click is decoded on the next coarser view too, after an answer of this stability which the view's
+    border does or does not cut. The more stable of both answers stays.
     """
-    return cut or stability < UNSURE
+    return cut or is_unsure(stability)
 
 
 def reread(prompt: Prompt, read: Prompt, answer: Mask) -> Prompt | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -28,11 +28,11 @@ from wsisam_model.errors import CheckpointError, ModelError
 from wsisam_model.fast_decoder import DecoderView, FastDecoder
 from wsisam_model.image_encoder import load_image_encoder
 from wsisam_model.network import WsiSam
-from wsisam_model.point_box import reread
+from wsisam_model.point_box import is_unsure, reread
 from wsisam_model.preprocessing import Floats, resized_size, upscale_logits, write_input
 from wsisam_model.prompt_tensors import check_prompt
 from wsisam_model.prompts import MASK_SIDE
-from wsisam_model.quality import confidence, fused_iou, lone_iou
+from wsisam_model.quality import fused_iou, lone_iou, stability
 
 __all__ = ["AdapterInfo", "DecodeRequest", "Decoded", "DecoderView", "Embedding", "Predictor"]
 
@@ -149,22 +149,39 @@ class Predictor:
             return self.decoder.prepare(E, embedding.early.to(self._device), embedding.view_size)
 
     def decode(self, requests: Sequence[DecodeRequest]) -> list[Decoded]:
-        """The masks of any mixture of requests, in their order, each as if asked alone. Raises `PromptError`."""
-        readings = [(index, reading) for index, request in enumerate(requests) for reading in self._readings(request)]
-        answers = self._decode_each([reading for _, reading in readings])
+        """The masks of any mixture of requests, in their order, each as if asked alone. Raises `PromptError`.
+
+        What a click may mean is tried one reading after another until an answer is sure; the most stable one stays.
+        """
+        readings = [self._readings(request) for request in requests]
+        answers: dict[int, Decoded] = {}
+        for turn in range(max(map(len, readings), default=0)):
+            asked = [
+                index
+                for index, ways in enumerate(readings)
+                if turn < len(ways) and (turn == 0 or is_unsure(_stability(answers[index])))
+            ]
+            found = self._decode_twice([(requests[index], readings[index][turn]) for index in asked])
+            for index, answer in zip(asked, found, strict=True):
+                if index not in answers or _stability(answer) > _stability(answers[index]):
+                    answers[index] = answer
+        return [
+            self._doubted(answers[index]) if len(ways) > 1 else answers[index] for index, ways in enumerate(readings)
+        ]
+
+    def _decode_twice(self, pairs: Sequence[tuple[DecodeRequest, DecodeRequest]]) -> list[Decoded]:
+        """The answers to readings, each beside the request that it reads; where its box was guessed, the answer to the
+        box of its own first answer.
+        """
+        answers = self._decode_each([reading for _, reading in pairs])
         again = {
             row: second
-            for row, ((index, reading), answer) in enumerate(zip(readings, answers, strict=True))
-            if (second := self._again(requests[index], reading, answer)) is not None
+            for row, ((request, reading), answer) in enumerate(zip(pairs, answers, strict=True))
+            if (second := self._again(request, reading, answer)) is not None
         }
         for row, answer in zip(again, self._decode_each(list(again.values())), strict=True):
             answers[row] = answer
-        surest: dict[int, Decoded] = {}
-        for (index, _), answer in zip(readings, answers, strict=True):
-            if index not in surest or _sureness(answer) > _sureness(surest[index]):
-                surest[index] = answer
-        ways = Counter(index for index, _ in readings)
-        return [self._doubted(surest[index]) if ways[index] > 1 else surest[index] for index in range(len(requests))]
+        return answers
 
     def _decode_each(self, requests: Sequence[DecodeRequest]) -> list[Decoded]:
         """Batch by batch. A device decodes the next one while threads judge the masks of the last."""
@@ -225,8 +242,8 @@ def _in_threads() -> Callable[..., Iterable[Any]]:
     return ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1), thread_name_prefix="predictor").map
 
 
-def _sureness(answer: Decoded) -> float:
-    return confidence(answer.logits[0])
+def _stability(answer: Decoded) -> float:
+    return float(stability(answer.logits[:1])[0])
 
 
 def _effort(request: DecodeRequest) -> tuple[bool, int]:

@@ -27,12 +27,6 @@ def stability(logits: Floats, offset: float = OFFSET) -> Floats:
     return np.array([_stability(mask, offset) for mask in logits], np.float32)
 
 
-def confidence(logits: Floats) -> float:
-    """Mean probability inside a mask (h, w) by its own logits; 0 for a mask without a pixel."""
-    inside = logits[logits > 0]
-    return float((1 / (1 + np.exp(-inside))).mean()) if inside.size else 0.0
-
-
 def mask_numbers(logits: Floats) -> Floats:
     """What the predicted IoU is made of, (n, 8) for low-resolution logits (n, h, w): stability at 1 and at 3, expected
     IoU and mean probability inside by the logits themselves, part of the area in the largest piece, roundness, part of

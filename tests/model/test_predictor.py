@@ -18,8 +18,10 @@ from wsisam_model.errors import CheckpointError, ModelError, PromptError
 from wsisam_model.image_encoder import build_image_encoder
 from wsisam_model.int8_embedding import Int8Embedding
 from wsisam_model.network import WsiSam
+from wsisam_model.point_box import readings
 from wsisam_model.predictor import Decoded, DecodeRequest, DecoderView, Embedding, Predictor
 from wsisam_model.prompts import Prompt
+from wsisam_model.quality import stability
 
 CONFIG = model_config("lite_medsam")
 
@@ -125,12 +127,31 @@ def test_fused_masks_are_rated_by_their_stability(
     assert answer.predicted_iou[0] == pytest.approx(inner / max(outer, 1))
 
 
-def test_one_click_is_told_for_the_guess_it_is(base: BaseWeights, views: tuple[DecoderView, DecoderView]) -> None:
+@pytest.fixture(scope="module")
+def clicked(base: BaseWeights) -> Predictor:
+    """With adapters that read clicks as boxes and bring a calibration."""
     torch.manual_seed(6)
     branches = dict(Adapter(160).state_dict()), dict(Adapter(160).state_dict())
     iou = {"weight": torch.zeros(8), "bias": torch.tensor([0.7]), "lone": torch.tensor([-0.3])}
     weights = AdapterWeights("x", "", {}, *branches, {"point_box": torch.tensor([3.5, 0.5])}, iou)
-    clicked = Predictor(CONFIG, base, weights, device="cpu", engine="torch")
+    return Predictor(CONFIG, base, weights, device="cpu", engine="torch")
+
+
+@pytest.mark.parametrize("sure", [True, False])
+def test_another_size_is_tried_where_one_click_led_to_no_sure_mask_and_the_more_stable_one_stays(
+    clicked: Predictor, views: tuple[DecoderView, DecoderView], monkeypatch: pytest.MonkeyPatch, sure: bool
+) -> None:
+    monkeypatch.setattr("wsisam_model.predictor.reread", lambda *_: None)
+    monkeypatch.setattr("wsisam_model.predictor.is_unsure", lambda _: not sure)
+    click = Prompt(points=((120.0, 130.0),), labels=(1,))
+    sizes = clicked.decode([DecodeRequest(views[0], None, box) for box in readings(click, (256, 256), 3.5, 0.5)])
+    first, second = (stability(answer.logits[:1])[0] for answer in sizes)
+    assert first < second, "both cases would have one answer"
+    (answer,) = clicked.decode([DecodeRequest(views[0], None, click)])
+    np.testing.assert_array_equal(answer.logits, sizes[0 if sure else 1].logits)
+
+
+def test_one_click_is_told_for_the_guess_it_is(clicked: Predictor, views: tuple[DecoderView, DecoderView]) -> None:
     one, two = ((120.0, 130.0),), ((120.0, 130.0), (90.0, 100.0))
     prompts = [
         Prompt(points=one, labels=(1,)),

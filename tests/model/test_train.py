@@ -267,11 +267,11 @@ def test_a_given_box_is_widened_to_hold_clicks_on_the_object() -> None:
 def test_one_click_is_read_at_two_sizes_and_several_clicks_at_one() -> None:
     click = Prompt(points=((100.0, 100.0), (10.0, 10.0)), labels=(1, 0))
     sides = [read.box[2] - read.box[0] for read in readings(click, (256, 256), 3.5, 0.5) if read.box is not None]
-    assert sides == pytest.approx([96, 179.2])
+    assert sides == pytest.approx([179.2, 96])
     wider = [
         read.box[2] - read.box[0] for read in readings(replace(click, wider=True), (256, 256), 3.5, 0.5) if read.box
     ]
-    assert wider == pytest.approx([64, 128])
+    assert wider == pytest.approx([128, 64])
     clicks = Prompt(points=((100.0, 100.0), (140.0, 120.0)), labels=(1, 1))
     assert len(readings(clicks, (256, 256), 3.5, 0.5)) == 1
     box = Prompt(box=(1.0, 2.0, 30.0, 40.0))
