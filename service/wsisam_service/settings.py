@@ -90,7 +90,7 @@ class Settings(BaseSettings):
 
     model: str = "lite_medsam"
     adapters: str = "default"
-    """"default" (the shipped ones, if any), "none" (the frozen SAM), or a file."""
+    """The shipped "default" (if any) or "open" (trained on CC0 data alone), "none" (the frozen SAM), or a file."""
     weights: Path | None = None
     """Folder or file of base weights that do not come with a package (vit_tiny, vit_b, vit_l, vit_h)."""
     engine: str = "auto"

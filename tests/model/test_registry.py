@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from wsisam_model import load_model
-from wsisam_model.checkpoints import BaseWeights, packaged_lite_medsam
+from wsisam_model.checkpoints import BaseWeights, load_base_weights, packaged_lite_medsam
 from wsisam_model.config import MODELS, model_config
 from wsisam_model.errors import CheckpointError, UnknownModelError
 from wsisam_model.registry import PUBLISHED_NAMES, available_models, base_weights_path, choose_adapters
@@ -47,6 +47,16 @@ def test_available_models_are_those_with_weights(tmp_path: Path) -> None:
 def test_adapters_are_none_without_a_shipped_file_and_never_random() -> None:
     assert choose_adapters("none", LITE, NO_BASE) is None
     assert choose_adapters("default", VIT_B, NO_BASE) is None
+
+
+def test_the_open_adapters_were_trained_on_open_data_alone() -> None:
+    base = load_base_weights(base_weights_path(LITE), LITE)
+    adapters = choose_adapters("open", LITE, base)
+    assert adapters is not None
+    assert adapters.metadata["data"] == "breast_bcss/bcss_1008, camelyon/all"
+    assert adapters.licence == "Apache-2.0 (trained on CC0 data alone)"
+    with pytest.raises(CheckpointError, match=r"^vit_b-open.safetensors: cannot be read"):
+        choose_adapters("open", VIT_B, NO_BASE)
 
 
 def test_a_named_adapters_file_that_is_missing_is_an_error(tmp_path: Path) -> None:

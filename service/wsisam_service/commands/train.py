@@ -32,7 +32,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--run", type=Path, metavar="FOLDER", dest="run_folder", help="checkpoint, log and curve [OUTPUT.run]"
     )
     parser.add_argument(
-        "--start", default="fresh", metavar="FILE", help='"fresh", "default" (the shipped ones) or a file'
+        "--start", default="fresh", metavar="FILE", help='"fresh", "default" or "open" (those that ship), or a file'
     )
     parser.add_argument("--licence", default="not stated", help="terms for the adapters, which the data decide")
     parser.add_argument(
