@@ -25,7 +25,9 @@ LONE_SIDES, WIDER_SIDES = (1.4, 0.75), (1.0, 0.5)
 """What one click may mean, as multiples of the lone side, on the first view and on a wider one; the second of each is
 tried where the first leads to no sure mask."""
 UNSURE = 0.85
-"""A mask that one click led to, less stable than this, may be not what was meant: worth another size, a wider look."""
+"""A mask that clicks led to, less stable than this, may be not what was meant: worth another size, a wider look."""
+NARROW = 0.5
+"""A view is narrow for clicks whose box takes more of its side than this; a box given as such avoids such views."""
 
 Mask = npt.NDArray[np.bool_]
 Box = tuple[float, float, float, float]
@@ -71,13 +73,20 @@ def readings(prompt: Prompt, view_size: tuple[int, int], spread: float, lone_sid
 
 
 def is_unsure(stability: float) -> bool:
-    """Whether a mask of this stability (at logits ±1), which one click led to, asks for another try."""
+    """Whether a mask of this stability (at logits ±1), which clicks led to, asks for another try."""
     return stability < UNSURE
 
 
+def may_be_wider(extent: float, clicks: int) -> bool:
+    """Whether `clicks` on an object, whose extent takes this part of the view's side, may mean more than the view shows
+    well: one always, several where the box that they stand for takes more than half of it.
+    """
+    return clicks == 1 or extent * (1 + SPREAD / clicks) > NARROW
+
+
 def worth_a_wider_look(stability: float, cut: bool) -> bool:
-    """Whether one click is decoded on the next coarser view too, after an answer of this stability which the view's
-    border does or does not cut. The more stable of both answers stays.
+    """Whether clicks that `may_be_wider` are decoded on the next coarser view too, after an answer of this stability
+    which the view's border does or does not cut. The more stable of both answers stays.
     """
     return cut or is_unsure(stability)
 

@@ -17,8 +17,8 @@ class Prompt:
 
     `box` is (x0, y0, x1, y1). `points` are (x, y), `labels` 1 (object) or 0 (background), one for each point.
     `mask_hr` and `mask_lr` are float32 logits (256, 256) in the model frame of their own branch (METHOD.md 3.3).
-    At least one of box, points and mask_hr is given. `wider` says of one click alone that this is its second look, on a
-    view one step coarser than the first (`point_box.worth_a_wider_look`).
+    At least one of box, points and mask_hr is given. `wider` says of clicks alone that this is their second look,
+    on a view one step coarser than the first (`point_box.worth_a_wider_look`).
     """
 
     box: tuple[float, float, float, float] | None = None

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from wsisam_model.config import model_config
-from wsisam_model.train.samples import KINDS
+from wsisam_model.train.samples import KINDS, POINTS
 from wsisam_service.annotated.annotation_checks import black_border_problem, edge_fit, shift_problem
 from wsisam_service.annotated.annotations import objects_of_labels, read_geojson
 from wsisam_service.annotated.dataset import load
@@ -105,13 +105,32 @@ def test_cases_ask_on_the_view_that_their_own_prompt_leads_to(tmp_path: Path) ->
             assert case.wider.prompt.wider
             ((x, y),) = case.wider.prompt.points
             assert case.wider.sample.mask[round(y), round(x)]
-        else:
+        elif case.kind not in POINTS:
             assert case.wider is None
         if case.kind == "tight" and case.prompt.box is not None:
             columns = np.flatnonzero(case.sample.mask.any(axis=0))
             assert case.prompt.box[0] == pytest.approx(columns[0] - 0.5, abs=0.51)
     again = {(case.sample.object_id, case.kind): case.prompt.box for case in dataset.cases(KINDS, seed=3)}
     assert all(again[case.sample.object_id, case.kind] == case.prompt.box for case in cases)
+
+
+def test_clicks_get_a_wider_case_where_their_box_fills_more_than_half_of_the_view(tmp_path: Path) -> None:
+    dataset = load([str(write_set(tmp_path / "discs", patients=3))], CONFIG)
+    looks = set()
+    for case in dataset.cases(POINTS, seed=3):
+        clicks = [place for place, label in zip(case.prompt.points, case.prompt.labels, strict=True) if label]
+        extent = np.ptp(np.array(clicks), axis=0).max() / len(case.sample.mask)
+        expected = len(clicks) == 1 or extent * (1 + 3.5 / len(clicks)) > 0.5
+        looks.add((len(clicks) > 1, expected))
+        assert (case.wider is not None) == expected
+        if case.wider is not None:
+            assert case.wider.sample.mpp == 2 * case.sample.mpp
+            assert case.wider.prompt.labels == case.prompt.labels
+            centre = 127.5
+            halved = centre + (np.array(case.prompt.points) - centre) / 2
+            np.testing.assert_allclose(case.wider.prompt.points, halved)
+    assert (True, True) in looks
+    assert (True, False) in looks
 
 
 def test_limiting_takes_from_every_patient(tmp_path: Path) -> None:

@@ -200,17 +200,20 @@ class GuessingExecutor(NumpyExecutor):
 
 
 CLICK = PromptSpec(points=((2048, 2048, 1),))
+SPREAD_CLICKS = PromptSpec(points=((2048, 2048, 1), (2148, 2048, 1), (2048, 2168, 1), (1950, 2048, 0)))
+"""Three clicks over 120 of 256 µm: the box that they stand for is as wide as a view of 1 µm a pixel."""
 
 
+@pytest.mark.parametrize("spec", [CLICK, SPREAD_CLICKS], ids=["one", "three"])
 @pytest.mark.parametrize(
     ("stabilities", "looks", "mpp"),
     [((0.5, 0.9), 2, 2.0), ((0.5, 0.4), 2, 1.0), ((0.5, UnreadableSlide("away")), 2, 1.0), ((0.95,), 1, 1.0)],
 )
-async def test_one_click_has_a_second_look_where_it_is_unsure_and_the_more_stable_answer_stays(
-    stabilities: tuple[float | Exception, ...], looks: int, mpp: float
+async def test_clicks_have_a_second_look_where_they_are_unsure_and_the_more_stable_answer_stays(
+    spec: PromptSpec, stabilities: tuple[float | Exception, ...], looks: int, mpp: float
 ) -> None:
     executor = GuessingExecutor(stabilities=stabilities)
-    result = await answer_of(executor, SegmentRequest([CLICK]))
+    result = await answer_of(executor, SegmentRequest([spec]))
     assert result.view.mpp == mpp
     assert [job.prompt.wider for job in executor.asked] == [False, True][:looks]
     first, *second = executor.asked
@@ -239,7 +242,7 @@ async def test_adapters_that_take_clicks_as_clicks_have_no_second_look() -> None
         SegmentRequest([PromptSpec(points=((2048, 2048, 1), (2060, 2048, 1)))]),
         SegmentRequest([BOX]),
     ],
-    ids=["the scale is named", "the frozen SAM", "two clicks", "a box"],
+    ids=["the scale is named", "the frozen SAM", "two clicks close by", "a box"],
 )
 async def test_nothing_else_has_a_second_look(request_: SegmentRequest) -> None:
     executor = GuessingExecutor(stabilities=(0.5,))

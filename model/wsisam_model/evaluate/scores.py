@@ -81,7 +81,7 @@ class Answers:
         return self.predictor.decode([request])[0]
 
     def answer(self, case: Case, variant: str) -> tuple[Case, Decoded, Mask]:
-        """What the service answers, and on which view: for one click the wider one where that answer is more stable."""
+        """What the service answers, and on which view: for clicks the wider one where that answer is more stable."""
         decoded = self.decode(case.sample, case.prompt, variant)
         mask = self.mask(decoded, case.sample)
         if case.wider is None or variant == FROZEN:
@@ -111,7 +111,7 @@ class Answers:
 
 
 def score_cases(answers: Answers, cases: Iterable[Case], variants: Sequence[str] = VARIANTS) -> Iterator[Score]:
-    """Scores of every case by every variant, on the same views; of one click the frozen SAM has the first look only."""
+    """Scores of every case by every variant, on the same views; of clicks the frozen SAM has the first look only."""
     for case in cases:
         for variant in variants:
             asked, decoded, mask = answers.answer(case, variant)

@@ -53,7 +53,8 @@ class Sample:
 @dataclass(frozen=True, slots=True, eq=False)
 class Case:
     """One question of the evaluation: `prompt` in HR view pixels (index frame) of `sample`'s own views, which were
-    chosen from that prompt alone, as the service does. `wider` is the same question one step coarser, for one click.
+    chosen from that prompt alone, as the service does. `wider` is the same question one step coarser, for
+    clicks that may get a second look.
     """
 
     sample: Sample

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from wsisam_model.config import ModelConfig
+from wsisam_model.point_box import may_be_wider
 from wsisam_model.prompts import Prompt
 from wsisam_model.train import draws
 from wsisam_model.train.samples import (
     KINDS,
     MIN_AREA_UM2,
     NOISES,
-    ONE_CLICK,
     POINTS,
     Case,
     Pixels,
@@ -34,6 +34,8 @@ from wsisam_service.views import Box, View, view_for_extent
 
 CHECKED_PIXELS = 4096
 """Whole images up to this many pixels a side are looked at for black borders and shifted masks."""
+Click = tuple[tuple[float, float], int]
+"""A point in level 0, and 1 where it lies on the object, 0 beside it."""
 MIN_VISIBLE = 0.2
 """A view that shows less of the object than this tells nothing about it."""
 
@@ -139,15 +141,14 @@ class Dataset:
             return Case(tissue.sample(item, view), kind, Prompt(box=corners))
         positive, negative = POINTS[kind]
         found = self._points(tissue, item, positive, negative, rng)
-        view = self._view(_extent([place for place, label in found if label]), tissue, points=True)
-        asked, wide = (
-            Prompt(points=tuple(v.index_from_level0(*p) for p, _ in found), labels=tuple(label for _, label in found))
-            for v in (view, view.coarser())
-        )
-        second = (
-            Case(tissue.sample(item, view.coarser()), kind, replace(wide, wider=True)) if kind == ONE_CLICK else None
-        )
-        return Case(tissue.sample(item, view), kind, asked, second)
+        clicks = [place for place, label in found if label]
+        x0, y0, x1, y1 = extent = _extent(clicks)
+        view = self._view(extent, tissue, points=True)
+        first = Case(tissue.sample(item, view), kind, _clicked(view, found))
+        if not may_be_wider(max(x1 - x0, y1 - y0) / view.size_level0, len(clicks)):
+            return first
+        wide = view.coarser()
+        return replace(first, wider=Case(tissue.sample(item, wide), kind, replace(_clicked(wide, found), wider=True)))
 
     def _training_views(
         self, tissue: Tissue, item: AnnotatedObject, rng: np.random.Generator, finer: bool
@@ -167,7 +168,7 @@ class Dataset:
 
     def _points(
         self, tissue: Tissue, item: AnnotatedObject, positive: int, negative: int, rng: np.random.Generator
-    ) -> list[tuple[tuple[float, float], int]]:
+    ) -> list[Click]:
         """Points in level 0 with their labels, drawn in the tight box's view."""
         view = self._view(item.bounds, tissue)
         places = draws.places(item.in_view(view))
@@ -263,6 +264,14 @@ def _spread(tissues: Sequence[Tissue], most: int, seed: int) -> set[str]:
 def _visible(sample: Sample, tissue: Tissue, view: View) -> bool:
     shown = int(sample.mask.sum()) * view.mpp**2
     return shown >= MIN_VISIBLE * sample.area_um2
+
+
+def _clicked(view: View, found: Sequence[Click]) -> Prompt:
+    """`found` on `view`; as in the service, points beside the object that lie outside the view are left out."""
+    shown = [(place, label) for place, label in found if label or view.contains((*place, *place))]
+    return Prompt(
+        points=tuple(view.index_from_level0(*place) for place, _ in shown), labels=tuple(label for _, label in shown)
+    )
 
 
 def _extent(places: Sequence[tuple[float, float]]) -> Box:

@@ -21,7 +21,7 @@ class AdaptersOffer:
 
     @property
     def guess_sizes(self) -> bool:
-        """Whether they turn a click into boxes of several sizes (`wsisam_model.point_box`)."""
+        """Whether they turn clicks into a box, of a size that is guessed (`wsisam_model.point_box`)."""
         return "points" in self.prompts
 
 

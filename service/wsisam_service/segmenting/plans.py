@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from wsisam_model.config import ModelConfig
-from wsisam_model.point_box import worth_a_wider_look
+from wsisam_model.point_box import may_be_wider, worth_a_wider_look
 from wsisam_service.errors import RefineExpired, ServiceError
 from wsisam_service.jobs import DecodeResult
 from wsisam_service.masks import rle
@@ -34,6 +34,15 @@ class Plan:
     classification: Classification
     earlier: RefineToken | None
     wider: bool = False
+
+    @property
+    def guesses(self) -> bool:
+        """Whether the prompt is clicks which may mean more than the view shows, or a second look at such."""
+        extent = self.target.extent()
+        if self.earlier is not None or not self.target.clicks or extent is None:
+            return False
+        side = max(extent[2] - extent[0], extent[3] - extent[1]) / self.view.size_level0
+        return self.wider or may_be_wider(side, self.target.clicks)
 
     def on_wider_view(self) -> Plan:
         return replace(self, view=self.view.coarser(), wider=True)
@@ -82,7 +91,7 @@ class Planner:
         return any(inner and there for inner, there in zip(view.inner_borders(*self.size), touches, strict=True))
 
     def deserves_a_wider_view(self, plan: Plan, result: DecodeResult) -> bool:
-        """Whether to decode again on a wider view: a mask that is cut, or what one click led to where that may be a
+        """Whether to decode again on a wider view: a mask that is cut, or what clicks led to where that may be a
         part of something larger, unless the request names its pixel size. A correction stays on its own view, whose
         logits it continues.
         """

@@ -180,9 +180,9 @@ class Target:
         return min(lefts), min(tops), max(rights), max(bottoms)
 
     @property
-    def is_one_click(self) -> bool:
-        """Whether all that is said is one point of the object, and perhaps some beside it."""
-        return self.box is None and self.mask is None and len(self.positive) == 1
+    def clicks(self) -> int:
+        """How many points of the object are all that is said, perhaps with some beside it; 0 with a box or a mask."""
+        return len(self.positive) if self.box is None and self.mask is None else 0
 
     def prompt(self, view: View) -> Prompt:
         """As the network takes it on `view`. Negative points outside the view say nothing there and are left out."""

@@ -258,7 +258,7 @@ class Segmenter:
     async def _decode(
         self, call: _Call, plans: Mapping[int, Plan], timings: Timings
     ) -> dict[int, _Decoded | Exception]:
-        """Every plan decoded, those again that deserve a wider view; all of a round in one call. Of a click's answers
+        """Every plan decoded, those again that deserve a wider view; all of a round in one call. Of clicks' answers
         the more stable one stays, of others the wider one.
         """
         done: dict[int, _Decoded | Exception] = {}
@@ -338,8 +338,7 @@ def _jobs(call: _Call, plans: Sequence[Plan]) -> list[DecodeJob]:
 
 def _job(call: _Call, plan: Plan) -> DecodeJob:
     frozen = call.adapters is None
-    sizes = call.adapters is not None and call.adapters.guess_sizes
-    guess = sizes and plan.target.is_one_click and plan.earlier is None
+    guess = call.adapters is not None and call.adapters.guess_sizes and plan.guesses
     return DecodeJob(
         hr=call.views.key(plan.view),
         lr=None if frozen else call.views.key(plan.view.coarser()),
