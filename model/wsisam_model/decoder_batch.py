@@ -26,8 +26,8 @@ from wsisam_model.prompt_tensors import FILLER_KIND, check_prompt, pad_prompts, 
 from wsisam_model.prompts import Prompt
 from wsisam_model.transformer import WIDTH
 
-Quality = Callable[[Floats, tuple[int, int]], Floats]
-"""Predicted IoU (n,) of fused low-resolution logits (n, 256, 256) on a view of this (height, width)."""
+Quality = Callable[[Floats, "DecodeRequest"], Floats]
+"""Predicted IoU (n,) of the fused low-resolution logits (n, 256, 256) that a request led to."""
 ForEach = Callable[[Callable[[int], "Decoded"], Iterable[int]], Iterable["Decoded"]]
 """Calls a function with each of some numbers, as `map` does: in turn, or in threads."""
 
@@ -36,13 +36,15 @@ ForEach = Callable[[Callable[[int], "Decoded"], Iterable[int]], Iterable["Decode
 class DecodeRequest:
     """One prompt on one view, or on a pair of concentric views.
 
-    `frozen` asks the SAM without adapters, on the HR view alone. `multimask` gives three masks, best first. `lr_mask`
-    asks for the LR branch's own mask, `lr_sam` for its SAM logits alone (they cost a third of a decode).
+    `said` is what the user said, where `prompt` is a reading of it. `frozen` asks the SAM without adapters, on the HR
+    view alone. `multimask` gives three masks, best first. `lr_mask` asks for the LR branch's own mask, `lr_sam` for its
+    SAM logits alone (they cost a third of a decode).
     """
 
     hr: DecoderView
     lr: DecoderView | None
     prompt: Prompt
+    said: Prompt | None = None
     frozen: bool = False
     multimask: bool = False
     lr_mask: bool = False
@@ -183,7 +185,7 @@ def _answer(row: int, request: DecodeRequest, layout: Layout, output: HostOutput
         sam_lr = output.sam_masks[lr_row, _pick(output.iou[lr_row], request.multimask)[0]]
         if adapted < layout.lr_masks:
             lr_logits = output.lr_token_logits[adapted] + sam_lr
-    return Decoded(logits, quality(logits, request.hr.view_size), sam[0], sam_lr, lr_logits)
+    return Decoded(logits, quality(logits, request), sam[0], sam_lr, lr_logits)
 
 
 def _pick(iou: Floats, multimask: bool) -> list[int]:

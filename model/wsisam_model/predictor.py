@@ -32,7 +32,7 @@ from wsisam_model.point_box import is_unsure, reread
 from wsisam_model.preprocessing import Floats, resized_size, upscale_logits, write_input
 from wsisam_model.prompt_tensors import check_prompt
 from wsisam_model.prompts import MASK_SIDE
-from wsisam_model.quality import fused_iou, lone_iou, stability
+from wsisam_model.quality import fused_iou, stability
 
 __all__ = ["AdapterInfo", "DecodeRequest", "Decoded", "DecoderView", "Embedding", "Predictor"]
 
@@ -165,9 +165,7 @@ class Predictor:
             for index, answer in zip(asked, found, strict=True):
                 if index not in answers or _stability(answer) > _stability(answers[index]):
                     answers[index] = answer
-        return [
-            self._doubted(answers[index]) if len(ways) > 1 else answers[index] for index, ways in enumerate(readings)
-        ]
+        return [answers[index] for index in range(len(requests))]
 
     def _decode_twice(self, pairs: Sequence[tuple[DecodeRequest, DecodeRequest]]) -> list[Decoded]:
         """The answers to readings, each beside the request that it reads; where its box was guessed, the answer to the
@@ -206,7 +204,7 @@ class Predictor:
             return [request]
         check_prompt(request.prompt)
         prompts = adapters.prompt.readings(request.prompt, request.hr.view_size)
-        return [replace(request, prompt=prompt) for prompt in prompts]
+        return [replace(request, prompt=prompt, said=request.prompt) for prompt in prompts]
 
     def _again(self, request: DecodeRequest, reading: DecodeRequest, answer: Decoded) -> DecodeRequest | None:
         """`reading` with the box of its answer, where the box was guessed from clicks."""
@@ -224,13 +222,10 @@ class Predictor:
             output = to_host(self._engine.run(batch), batch.layout)
         return lambda: scatter(batch, requests, output, self._predict_iou, self._for_each)
 
-    def _doubted(self, answer: Decoded) -> Decoded:
-        """The answer to a prompt that could be read in several ways."""
-        return replace(answer, predicted_iou=lone_iou(answer.predicted_iou, self._calibration))
-
-    def _predict_iou(self, logits: Floats, view_size: tuple[int, int]) -> Floats:
-        height, width = (side * MASK_SIDE // self.config.image_size for side in resized_size(view_size, self.config))
-        return fused_iou(logits[:, :height, :width], self._calibration)
+    def _predict_iou(self, logits: Floats, request: DecodeRequest) -> Floats:
+        size = resized_size(request.hr.view_size, self.config)
+        height, width = (side * MASK_SIDE // self.config.image_size for side in size)
+        return fused_iou(logits[:, :height, :width], request.said or request.prompt, self._calibration)
 
 
 def _in_turn(function: Callable[[T], R], values: Iterable[T]) -> list[R]:

@@ -12,12 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from wsisam_model.errors import CheckpointError
+from wsisam_model.prompts import Prompt
 
 Floats = npt.NDArray[np.float32]
 OFFSET = 1.0
 """Logits by which a mask's threshold is moved up and down to see how stable it is."""
 NUMBERS = 8
 """Columns of `mask_numbers`."""
+GIVEN, LONE, CLICKS = range(3)
+"""Kinds of prompt, each with a calibration of its own: a box or mask, one click, and several. A steep edge around what
+a box holds says more about the mask than around what one click may have meant."""
 
 
 def stability(logits: Floats, offset: float = OFFSET) -> Floats:
@@ -35,29 +39,35 @@ def mask_numbers(logits: Floats) -> Floats:
     return np.array([_numbers(mask) for mask in logits], np.float32).reshape(-1, NUMBERS)
 
 
-def fused_iou(logits: Floats, calibration: Mapping[str, npt.NDArray[np.float32]]) -> Floats:
-    """Predicted IoU (n,) in 0..1 of fused masks, low-resolution logits (n, h, w) without padding.
+def fused_iou(logits: Floats, prompt: Prompt, calibration: Mapping[str, npt.NDArray[np.float32]]) -> Floats:
+    """Predicted IoU (n,) in 0..1 of the fused masks that `prompt` led to, as the user said it; low-resolution logits
+    (n, h, w) without padding.
 
-    `calibration` holds the adapters' `iou.*` tensors: `weight` (8,) of `mask_numbers`, `bias` (1,), and `lone` (1,) for
-    `lone_iou`. Without them a mask's stability stands for its IoU.
+    `calibration` holds the adapters' `iou.*` tensors, `weight` (3, 9) and `bias` (3,): for each kind of prompt a
+    logistic model of `mask_numbers` and 1 / clicks. Without them a mask's stability stands for its IoU.
     """
     if not calibration:
         return stability(logits)
     check_calibration({name: tensor.shape for name, tensor in calibration.items()})
-    estimate: Floats = mask_numbers(logits) @ calibration["weight"] + calibration["bias"]
-    return np.clip(estimate, 0, 1)
+    kind, per_click = asked_as(prompt)
+    weight, bias = calibration["weight"][kind], calibration["bias"][kind]
+    estimate: Floats = 1 / (1 + np.exp(-(mask_numbers(logits) @ weight[:-1] + per_click * weight[-1] + bias)))
+    return estimate
 
 
-def lone_iou(predicted: Floats, calibration: Mapping[str, npt.NDArray[np.float32]]) -> Floats:
-    """What `fused_iou` predicted (n,) for masks that one click led to: which size was meant, no mask says."""
-    return np.clip(predicted + calibration["lone"], 0, 1) if calibration else predicted
+def asked_as(prompt: Prompt) -> tuple[int, float]:
+    """The kind of `prompt`, a row of the calibration, and 1 / the clicks it is made of, 0 for a box."""
+    if prompt.box is not None or not prompt.points:
+        return GIVEN, 0.0
+    lone = sum(prompt.labels) == 1 and prompt.mask_hr is None
+    return LONE if lone else CLICKS, 1 / len(prompt.points)
 
 
 def check_calibration(shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raise `CheckpointError` unless `shapes` are those of the `iou.*` tensors, or empty."""
-    expected = {"weight": (NUMBERS,), "bias": (1,), "lone": (1,)}
+    expected = {"weight": (3, NUMBERS + 1), "bias": (3,)}
     if shapes and {name: tuple(shape) for name, shape in shapes.items()} != expected:
-        raise CheckpointError("the calibration of the predicted IoU is iou.weight (8), iou.bias (1) and iou.lone (1)")
+        raise CheckpointError("the calibration of the predicted IoU is iou.weight (3, 9) and iou.bias (3)")
 
 
 def _stability(logits: Floats, offset: float) -> float:

@@ -21,7 +21,7 @@ from wsisam_model.evaluate.report import Results, write_report
 from wsisam_model.evaluate.scores import FROZEN, HR, MAX_CLICKS, Answers, Clicks, Score, score_clicks
 from wsisam_model.predictor import Predictor
 from wsisam_model.prompts import Prompt
-from wsisam_model.quality import fused_iou, lone_iou, mask_numbers
+from wsisam_model.quality import CLICKS, GIVEN, LONE, asked_as, fused_iou, mask_numbers
 from wsisam_model.train.calibration import fit_calibration
 from wsisam_model.train.samples import Case, Sample
 
@@ -71,18 +71,46 @@ def test_spearman_ranks_and_shares_ties() -> None:
     assert np.isnan(spearman([1, 1, 1], [1, 2, 3]))
 
 
-def test_a_calibration_learns_iou_from_the_masks_numbers() -> None:
+ONE = Prompt(points=((3.0, 4.0),), labels=(1,))
+PROMPTS = {
+    "a box": Prompt(box=(1.0, 2.0, 30.0, 40.0)),
+    "one click": ONE,
+    "three clicks": Prompt(points=((3.0, 4.0), (9.0, 9.0), (5.0, 8.0)), labels=(1, 1, 1)),
+    "ten clicks": Prompt(points=((3.0, 4.0),) * 10, labels=(1,) * 10),
+}
+
+
+def test_each_kind_of_prompt_has_a_calibration_of_its_own() -> None:
     rng = np.random.default_rng(0)
-    logits = rng.normal(0, 1, (60, 64, 64)).astype(np.float32) * rng.uniform(0.2, 4, (60, 1, 1)).astype(np.float32)
-    numbers = mask_numbers(logits)
-    lone = np.arange(60) % 3 == 0
-    truth = 0.2 + 0.6 * numbers[:, 0]
-    tensors = {name: tensor.numpy() for name, tensor in fit_calibration(numbers, lone, truth - 0.15 * lone).items()}
-    told = fused_iou(logits, tensors)
-    np.testing.assert_allclose(told, truth, atol=0.02)
-    np.testing.assert_allclose(lone_iou(told, tensors), truth - 0.15, atol=0.02)
-    assert lone_iou(np.array([0.05], np.float32), tensors) == 0
-    assert ((fused_iou(logits * 50, tensors) >= 0) & (fused_iou(logits * 50, tensors) <= 1)).all()
+    logits = rng.normal(0, 1, (240, 64, 64)).astype(np.float32) * rng.uniform(0.2, 4, (240, 1, 1)).astype(np.float32)
+    asked = [list(PROMPTS.values())[row % 4] for row in range(240)]
+    kinds = [asked_as(prompt) for prompt in asked]
+    base = {GIVEN: 0.3, LONE: 0.1, CLICKS: 0.25}
+    stable = mask_numbers(logits)
+    truth = np.array([base[kind] + 0.6 * row[0] - 0.3 * n for row, (kind, n) in zip(stable, kinds, strict=True)])
+    numbers = np.column_stack((stable, [n for _, n in kinds]))
+    fitted = fit_calibration(numbers, [kind for kind, _ in kinds], truth)
+    tensors = {name: tensor.numpy() for name, tensor in fitted.items()}
+    told = [fused_iou(mask[None], prompt, tensors)[0] for mask, prompt in zip(logits, asked, strict=True)]
+    np.testing.assert_allclose(told, truth.clip(0.03, 0.97), atol=0.05)
+    assert ((fused_iou(logits * 50, ONE, tensors) >= 0) & (fused_iou(logits * 50, ONE, tensors) <= 1)).all()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        (PROMPTS["a box"], (GIVEN, 0)),
+        (replace(ONE, box=(1.0, 2.0, 30.0, 40.0)), (GIVEN, 0)),
+        (Prompt(mask_hr=np.zeros((256, 256), np.float32)), (GIVEN, 0)),
+        (ONE, (LONE, 1)),
+        (Prompt(points=((3.0, 4.0), (9.0, 9.0)), labels=(1, 0)), (LONE, 0.5)),
+        (replace(ONE, mask_hr=np.zeros((256, 256), np.float32)), (CLICKS, 1)),
+        (PROMPTS["ten clicks"], (CLICKS, 0.1)),
+    ],
+    ids=["box", "box and click", "mask", "one click", "one on it, one beside", "a correction", "ten"],
+)
+def test_what_is_said_decides_which_calibration_counts(prompt: Prompt, expected: tuple[int, float]) -> None:
+    assert asked_as(prompt) == expected
 
 
 def test_a_mask_without_a_pixel_has_numbers_too() -> None:
@@ -91,7 +119,7 @@ def test_a_mask_without_a_pixel_has_numbers_too() -> None:
 
 def test_a_calibration_of_another_shape_is_refused() -> None:
     with pytest.raises(CheckpointError, match=r"iou\.weight"):
-        fused_iou(np.zeros((1, 8, 8), np.float32), {"weight": np.zeros(3, np.float32), "bias": np.zeros(1, np.float32)})
+        fused_iou(np.zeros((1, 8, 8), np.float32), ONE, {"weight": np.zeros(8, np.float32), "bias": np.zeros(1)})
 
 
 def test_the_report_pairs_variants_by_object(tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def clicked(base: BaseWeights) -> Predictor:
     """With adapters that read clicks as boxes and bring a calibration."""
     torch.manual_seed(6)
     branches = dict(Adapter(160).state_dict()), dict(Adapter(160).state_dict())
-    iou = {"weight": torch.zeros(8), "bias": torch.tensor([0.7]), "lone": torch.tensor([-0.3])}
+    iou = {"weight": torch.zeros(3, 9), "bias": torch.logit(torch.tensor([0.7, 0.4, 0.6]))}
     weights = AdapterWeights("x", "", {}, *branches, {"point_box": torch.tensor([3.5, 0.5])}, iou)
     return Predictor(CONFIG, base, weights, device="cpu", engine="torch")
 
@@ -151,7 +151,9 @@ def test_another_size_is_tried_where_one_click_led_to_no_sure_mask_and_the_more_
     np.testing.assert_array_equal(answer.logits, sizes[0 if sure else 1].logits)
 
 
-def test_one_click_is_told_for_the_guess_it_is(clicked: Predictor, views: tuple[DecoderView, DecoderView]) -> None:
+def test_the_predicted_iou_is_that_of_what_was_said_not_of_its_reading(
+    clicked: Predictor, views: tuple[DecoderView, DecoderView]
+) -> None:
     one, two = ((120.0, 130.0),), ((120.0, 130.0), (90.0, 100.0))
     prompts = [
         Prompt(points=one, labels=(1,)),
@@ -159,7 +161,7 @@ def test_one_click_is_told_for_the_guess_it_is(clicked: Predictor, views: tuple[
         Prompt(box=(60.0, 70.0, 160.0, 170.0)),
     ]
     answers = clicked.decode([DecodeRequest(views[0], None, prompt) for prompt in prompts])
-    assert [float(answer.predicted_iou[0]) for answer in answers] == pytest.approx([0.4, 0.7, 0.7])
+    assert [float(answer.predicted_iou[0]) for answer in answers] == pytest.approx([0.4, 0.6, 0.7])
 
 
 def test_encoding_gives_each_view_its_embedding(predictor: Predictor) -> None:

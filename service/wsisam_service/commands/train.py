@@ -13,11 +13,15 @@ from wsisam_service.commands.flags import UsageError, add_settings, settings_of
 from wsisam_service.commands.tissue_flags import add_tissue, progress_bar, tissue_of
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from wsisam_model.adapters import Adapters
+    from wsisam_model.evaluate.scores import Embed
     from wsisam_model.predictor import Predictor
     from wsisam_model.train.recipe import Recipe
     from wsisam_model.train.samples import Sample
     from wsisam_model.train.trainer import Trainer
+    from wsisam_service.annotated.dataset import Dataset
 
 MODEL_SETTINGS = ("model", "weights", "engine", "precision", "device", "threads")
 
@@ -47,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     from wsisam_model.checkpoints import load_base_weights, save_adapters
     from wsisam_model.registry import base_weights_path, load_model
     from wsisam_model.train.augment import changed_copies
-    from wsisam_model.train.calibration import calibrate
+    from wsisam_model.train.calibration import OBJECTS
     from wsisam_model.train.recipe import Recipe
     from wsisam_model.train.start import finished_state, part_of_the_way
 
@@ -78,10 +82,13 @@ def run(options: argparse.Namespace) -> int:
     adapters.load_state_dict(part_of_the_way(start, trainer.average, recipe.kept))
     state = finished_state(adapters.cpu(), shrink=recipe.shrink, lr_shrink=recipe.lr_shrink)
     save_adapters(options.output, state, **about)
-    trained = load_model(settings.model, adapters=options.output, **model)
-    calibration = calibrate(trained, samples, trainer.weights, trainer.embed, seed=options.seed)
-    state |= {f"iou.{name}": tensor for name, tensor in calibration.items()}
-    save_adapters(options.output, state, **about)
+    if dataset.size < OBJECTS and "iou.weight" in state:
+        print(f"the predicted IoU stays as it was: {dataset.size} objects are too few to learn it from")
+    else:
+        trained = load_model(settings.model, adapters=options.output, **model)
+        calibration = _calibration(trained, dataset.limited(OBJECTS, seed=options.seed), trainer.embed, options.seed)
+        state |= {f"iou.{name}": tensor for name, tensor in calibration.items()}
+        save_adapters(options.output, state, **about)
     print(f"written {options.output}; checkpoint, log and curve in {trainer.folder}")
     return 0
 
@@ -113,7 +120,8 @@ def _trainer(
     )
     wide = recipe.branches != "hr"
     views = [view for sample in samples for view in ((sample.hr, sample.lr) if wide else (sample.hr,))]
-    cache.fill(views, progress_bar("encode"))
+    if recipe.steps:  # else only `shrink` or the predicted IoU is new
+        cache.fill(views, progress_bar("encode"))
     decoder = TrainingDecoder(predictor.decoder.network, adapters, predictor.config).to(predictor.device)
     folder = options.run_folder or options.output.with_suffix(".run")
     trainer = Trainer(decoder, samples, cache, recipe, folder)
@@ -136,5 +144,13 @@ def _train(trainer: Trainer) -> None:
             bar.update()
 
         trainer.run(report)
-    if trainer.log:  # no step where only `shrink` or the predicted IoU is new
+    if trainer.log:
         loss_curve(trainer.folder / "loss.png", trainer.log)
+
+
+def _calibration(predictor: Predictor, dataset: Dataset, embed: Embed, seed: int) -> dict[str, Tensor]:
+    from wsisam_model.evaluate.scores import Answers
+    from wsisam_model.train.calibration import calibrate
+
+    cases = list(dataset.cases(seed=seed))
+    return calibrate(Answers(predictor, embed), tqdm(cases, desc="predicted IoU", disable=None))
