@@ -81,14 +81,16 @@ class PatchMerging(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention inside windows, (windows, w·w, C) to the same shape, with a learned bias per head and offset."""
+    """Self-attention inside windows of w × w, with a learned bias per head and offset. A map of whole windows
+    (B, side, side, C) to the same shape.
+    """
 
     offset_index: Tensor
     bias: Tensor | None
 
     def __init__(self, channels: int, window: int) -> None:
         super().__init__()
-        self.heads = channels // HEAD_SIZE
+        self.window, self.heads = window, channels // HEAD_SIZE
         self.norm = nn.LayerNorm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = nn.Linear(channels, channels)
@@ -101,12 +103,16 @@ class Attention(nn.Module):
         self.bias = self.attention_biases.detach()[:, self.offset_index]
 
     def forward(self, x: Tensor) -> Tensor:
-        length, channels = x.shape[1:]
+        batch, side, _, channels = x.shape
+        window, count = self.window, side // self.window
         bias = self.attention_biases[:, self.offset_index] if self.bias is None else self.bias
-        # The 3C outputs lie head by head: q, k and v of head 0, then of head 1, ...
-        qkv = self.qkv(self.norm(x)).view(-1, length, self.heads, 3, HEAD_SIZE).permute(3, 0, 2, 1, 4)
-        attended = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], attn_mask=bias.unsqueeze(0))
-        return cast(Tensor, self.proj(attended.transpose(1, 2).reshape(-1, length, channels)))
+        # The 3C outputs lie head by head: q, k and v of head 0, then of head 1, ... Windows and heads are taken apart
+        # in one go, and put together in one.
+        qkv = self.qkv(self.norm(x)).view(batch, count, window, count, window, self.heads, 3, HEAD_SIZE)
+        q, k, v = qkv.permute(6, 0, 1, 3, 5, 2, 4, 7).reshape(3, -1, self.heads, window * window, HEAD_SIZE)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.unsqueeze(0))
+        attended = attended.view(batch, count, count, self.heads, window, window, HEAD_SIZE)
+        return cast(Tensor, self.proj(attended.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, side, side, channels)))
 
 
 def _offset_index(window: int) -> Tensor:
@@ -132,17 +138,18 @@ class WindowBlock(nn.Module):
 
     def __init__(self, channels: int, window: int, side: int) -> None:
         super().__init__()
-        self.window, self.side = window, side
+        self.side = side
         self.attn = Attention(channels, window)
         self.local_conv = ConvBN(channels, channels, 3, groups=channels)
         self.mlp = Mlp(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.permute(0, 2, 3, 1)
-        x = x + self._attend(x)
-        x = self.local_conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        x = x + self.mlp(x)
-        return x.permute(0, 3, 1, 2)
+        batch, channels, side, _ = x.shape
+        # Sums are of tokens (B, side², C), so that no engine moves them into the convolution's order and back.
+        x = _tokens(x)
+        x = x + self._attend(x.view(batch, side, side, channels)).reshape(x.shape)
+        x = _tokens(self.local_conv(_map(x, side)))
+        return _map(x + self.mlp(x), side)
 
     def _attend(self, x: Tensor) -> Tensor:
         """Attention in each window of a map (B, side, side, C).
@@ -150,14 +157,19 @@ class WindowBlock(nn.Module):
         The map is padded with zeros below and on the right to whole windows. The padding is attended to like any
         other position, as the weights were trained: masking it would move the logits by up to 9.
         """
-        side, window, channels = self.side, self.window, x.shape[-1]
-        count = -(-side // window)
-        padding = count * window - side
-        x = F.pad(x, (0, 0, 0, padding, 0, padding))
-        windows = x.view(-1, count, window, count, window, channels).transpose(2, 3)
-        attended: Tensor = self.attn(windows.reshape(-1, window * window, channels))
-        attended = attended.view(-1, count, count, window, window, channels).transpose(2, 3)
-        return attended.reshape(-1, count * window, count * window, channels)[:, :side, :side]
+        padding = -self.side % self.attn.window
+        attended: Tensor = self.attn(F.pad(x, (0, 0, 0, padding, 0, padding)))
+        return attended[:, : self.side, : self.side]
+
+
+def _tokens(x: Tensor) -> Tensor:
+    """(B, C, side, side) to (B, side², C)."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def _map(x: Tensor, side: int) -> Tensor:
+    """(B, side², C) to (B, C, side, side)."""
+    return x.view(-1, side, side, x.shape[-1]).permute(0, 3, 1, 2)
 
 
 class Stage(nn.Module):
