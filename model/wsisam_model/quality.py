@@ -44,14 +44,18 @@ def fused_iou(logits: Floats, prompt: Prompt, calibration: Mapping[str, npt.NDAr
     (n, h, w) without padding.
 
     `calibration` holds the adapters' `iou.*` tensors, `weight` (3, 9) and `bias` (3,): for each kind of prompt a
-    logistic model of `mask_numbers` and 1 / clicks. Without them a mask's stability stands for its IoU.
+    logistic model of `mask_numbers` and 1 / clicks. Without them a mask's stability stands for its IoU. 0 for a mask
+    without a pixel.
     """
     if not calibration:
         return stability(logits)
     check_calibration({name: tensor.shape for name, tensor in calibration.items()})
     kind, per_click = asked_as(prompt)
     weight, bias = calibration["weight"][kind], calibration["bias"][kind]
-    estimate: Floats = 1 / (1 + np.exp(-(mask_numbers(logits) @ weight[:-1] + per_click * weight[-1] + bias)))
+    numbers = mask_numbers(logits)
+    score = numbers @ weight[:-1] + per_click * weight[-1] + bias
+    # The logistic function as a tanh, which no score overflows. Of a mask without a pixel all numbers are 0.
+    estimate: Floats = np.where(numbers.any(axis=1), (1 + np.tanh(score / 2)) / 2, np.float32(0))
     return estimate
 
 

@@ -113,8 +113,19 @@ def test_what_is_said_decides_which_calibration_counts(prompt: Prompt, expected:
     assert asked_as(prompt) == expected
 
 
-def test_a_mask_without_a_pixel_has_numbers_too() -> None:
-    assert np.isfinite(mask_numbers(np.full((1, 64, 64), -5, np.float32))).all()
+def test_a_mask_without_a_pixel_has_numbers_too_and_is_not_expected_to_be_right() -> None:
+    empty = np.full((1, 64, 64), -5, np.float32)
+    assert np.isfinite(mask_numbers(empty)).all()
+    sure = {"weight": np.zeros((3, 9), np.float32), "bias": np.full(3, 3, np.float32)}
+    assert fused_iou(empty, ONE, sure) == 0
+    assert fused_iou(-empty, ONE, sure) == pytest.approx(1 / (1 + np.exp(-3)))
+
+
+def test_no_calibration_overflows() -> None:
+    logits = np.full((1, 64, 64), 5, np.float32)
+    for bias in (-1e4, 1e4):
+        told = fused_iou(logits, ONE, {"weight": np.zeros((3, 9), np.float32), "bias": np.full(3, bias, np.float32)})
+        assert told == (bias > 0)
 
 
 def test_a_calibration_of_another_shape_is_refused() -> None:
