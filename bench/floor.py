@@ -52,7 +52,7 @@ def stages(predictor: Predictor, image: np.ndarray[Any, Any]) -> dict[str, Actio
     frozen = DecodeRequest(hr, None, BOX, frozen=True)
     return {
         "encode a view": lambda: predictor.encode([image]),
-        "ready a view": lambda: predictor.decoder.fused(predictor.prepare(embedding), "hr"),
+        "ready a view": lambda: predictor._engine.fuse(predictor.prepare(embedding), "hr"),
         "dual decode": lambda: predictor.decode([dual]),
         "adapted decode, HR alone": lambda: predictor.decode([adapted]),
         "frozen decode": lambda: predictor.decode([frozen]),

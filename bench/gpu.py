@@ -164,7 +164,7 @@ class Bench:
         self.views = [self.best.prepare(one) for one, _ in zip(itertools.cycle(embeddings), range(count), strict=False)]
         with torch.inference_mode():
             for view in self.views:
-                self.best.decoder.fused(view, "hr")
+                view.fused["hr"] = self.best.decoder.fuse(view, "hr")
         rng = np.random.default_rng(1)
         corners, sizes = rng.uniform(0.1, 0.4, (count, 2)) * side, rng.uniform(0.25, 0.5, (count, 2)) * side
         self.prompts = [Prompt(box=(*low, *(low + size))) for low, size in zip(corners, sizes, strict=True)]
@@ -230,7 +230,7 @@ class Bench:
         def ready() -> object:
             view = self.best.prepare(embedding)
             with torch.inference_mode():
-                return self.best.decoder.fused(view, "hr")
+                return self.best.decoder.fuse(view, "hr")
 
         self.report.throughput("ready a view", 1, wall_s(ready, self.report, self.device))
         (answer,) = self.best.decode(requests[:1])

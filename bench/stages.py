@@ -108,7 +108,7 @@ def work_of(predictor: Predictor, image: np.ndarray[Any, Any]) -> dict[str, Work
     return {
         "encode a view": Work(_flops(lambda: encoder(blank)), _nbytes(encoder), features),
         "ready a view": Work(
-            _flops(lambda: decoder.fused(predictor.prepare(embedding), "hr")), 0.0, view + features + fused
+            _flops(lambda: decoder.fuse(predictor.prepare(embedding), "hr")), 0.0, view + features + fused
         ),
         **{
             stage: Work(_flops(lambda batch=batch: decoder(batch.layout, batch.inputs)), weights, moved[stage])

@@ -28,6 +28,8 @@ from wsisam_model.transformer import WIDTH
 
 Quality = Callable[[Floats, "DecodeRequest"], Floats]
 """Predicted IoU (n,) of the fused low-resolution logits (n, 256, 256) that a request led to."""
+Fuse = Callable[[DecoderView, Branch], Tensor]
+"""F (32, 65536) of a view under one branch's adapter."""
 ForEach = Callable[[Callable[[int], "Decoded"], Iterable[int]], Iterable["Decoded"]]
 """Calls a function with each of some numbers, as `map` does: in turn, or in threads."""
 
@@ -88,8 +90,13 @@ class _Row:
         return self.prompt.mask_lr if self.branch == "lr" else self.prompt.mask_hr
 
 
-def collate(decoder: FastDecoder, requests: Sequence[DecodeRequest], config: ModelConfig) -> DecoderBatch:
-    """The batch of `requests`, one HR row each and a LR row where the adapters have a LR view. Raises `PromptError`."""
+def collate(
+    decoder: FastDecoder, requests: Sequence[DecodeRequest], config: ModelConfig, fuse: Fuse | None = None
+) -> DecoderBatch:
+    """The batch of `requests`, one HR row each and a LR row where the adapters have a LR view. Raises `PromptError`.
+
+    An F that a view does not hold yet is made by `fuse`, by default the decoder's own, and kept in the view.
+    """
     frozen_model = decoder.adapters is None
     order = sorted(range(len(requests)), key=lambda index: _rank(requests[index], frozen_model))
     ranks = [_rank(requests[index], frozen_model) for index in order]
@@ -115,10 +122,18 @@ def collate(decoder: FastDecoder, requests: Sequence[DecodeRequest], config: Mod
         key_mask,
         views=[row.view.tensors for row in rows],
         dense=_dense(decoder, rows),
-        fused_hr=[decoder.fused(row.view, row.branch) for row in adapted],
-        fused_lr=[decoder.fused(row.view, row.branch) for row in rows[len(order) : len(order) + layout.lr_masks]],
+        fused_hr=_fused(adapted, fuse or decoder.fuse),
+        fused_lr=_fused(rows[len(order) : len(order) + layout.lr_masks], fuse or decoder.fuse),
     )
     return DecoderBatch(order, layout, inputs)
+
+
+def _fused(rows: Sequence[_Row], fuse: Fuse) -> list[Tensor]:
+    """Each row's F, made where its view holds none."""
+    for row in rows:
+        if row.branch not in row.view.fused:
+            row.view.fused[row.branch] = fuse(row.view, row.branch)
+    return [row.view.fused[row.branch] for row in rows]
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,16 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsisam_model.adapters import Adapter, Adapters
-from wsisam_model.mask_decoder import FEATURES, HF_ROW, IOU_ROW, MaskDecoder
+from wsisam_model.mask_decoder import FEATURES, HF_ROW, IOU_ROW
 from wsisam_model.network import WsiSam
 from wsisam_model.prompt_encoder import GRID
 from wsisam_model.prompts import MASK_SIDE
 from wsisam_model.short_attention import image_to_token_logits, scaled_queries, tokens_to_image, update_image
-from wsisam_model.transformer import WIDTH, Attention, TwoWayBlock, join_heads, split_heads
+from wsisam_model.transformer import Attention, TwoWayBlock, join_heads, split_heads
 
 Branch = Literal["hr", "lr"]
 
-_FUSED_ROWS = 16
+FUSED_ROWS = 16
 """F is made in strips of so many of the grid's rows on a CPU: no position looks at another, and a strip's 256 channels
 stay in its caches. A quarter faster than at once, with 60 MB less of work memory."""
 
@@ -141,19 +141,21 @@ class FastDecoder(nn.Module):
         )
         return DecoderView(tensors, early, view_size)
 
-    def fused(self, view: DecoderView, branch: Branch) -> Tensor:
-        """F (32, 65536) of the view under one branch's adapter, made once."""
+    def fuse(self, view: DecoderView, branch: Branch) -> Tensor:
+        """F (32, 65536) of the view under one branch's adapter."""
+        positions, early = view.tensors.positions, view.early.to(view.tensors.positions)
+        rows = GRID if positions.is_cuda else FUSED_ROWS
+        strips = zip(torch.split(positions, rows * GRID), torch.split(early, rows, dim=1), strict=True)
+        return torch.cat([self.fuse_rows(branch, *strip) for strip in strips], dim=1).flatten(1)
+
+    def fuse_rows(self, branch: Branch, positions: Tensor, early: Tensor) -> Tensor:
+        """F (32, 4 r, 256) of r of the grid's rows: of `ViewTensors.positions` (64 r, 256) and X (C, r, 64)."""
         assert self.adapters is not None
-        if branch not in view.fused:
-            adapter = self.adapters.hr if branch == "hr" else self.adapters.lr
-            positions = view.tensors.positions - self.network.prompt_encoder.no_mask_embed.weight
-            embedding = positions.T.reshape(1, WIDTH, GRID, GRID)
-            early = view.early.to(embedding)[None]
-            rows = GRID if embedding.is_cuda else _FUSED_ROWS
-            strips = zip(torch.split(embedding, rows, dim=2), torch.split(early, rows, dim=2), strict=True)
-            fused = torch.cat([adapter.fuse(*strip) for strip in strips], dim=2)
-            view.fused[branch] = fused.reshape(FEATURES, MASK_SIDE * MASK_SIDE).contiguous()
-        return view.fused[branch]
+        adapter = self.adapters.hr if branch == "hr" else self.adapters.lr
+        E = positions - self.network.prompt_encoder.no_mask_embed.weight
+        cells = _upscale(adapter.embedding_encoder, E[None])
+        cells = cells + _upscale(adapter.compress_vit_feat, early.flatten(1).T[None])
+        return _to_grid(cells)[0].permute(2, 0, 1)
 
     def forward(self, layout: Layout, inputs: DecoderInputs) -> DecoderOutput:
         """Decode the rows of a batch."""
@@ -162,7 +164,7 @@ class FastDecoder(nn.Module):
         read, hf = self._last_look(layout, Q, tokens, K)
         decoder = self.network.mask_decoder
         iou = decoder.predicted_iou(read[:, IOU_ROW])
-        upscaled = _upscale(decoder, K[: layout.mask_rows])
+        upscaled = decoder.output_upscaling[4](_upscale(decoder.output_upscaling, K[: layout.mask_rows]))
         weights = decoder.mask_weights(read[:, 1 : 1 + layout.masks], range(layout.masks))
         sam_masks = _to_grid(upscaled @ weights.transpose(1, 2)).permute(0, 3, 1, 2)
         if self.adapters is None:
@@ -271,18 +273,17 @@ def _with_dense(first: TwoWayBlock, views: ViewTensors, dense: Tensor | None) ->
     )
 
 
-def _upscale(decoder: MaskDecoder, K: Tensor) -> Tensor:
-    """u (R, 65536, 32) of K (R, 4096, 256), in the order of `_to_grid`.
+def _upscale(upscaling: nn.Sequential, x: Tensor) -> Tensor:
+    """Positions (R, n, in) through the first four layers of an upscaling: (R, 16 n, 32), in the order of `_to_grid`.
 
     Transposed 2x2 convolutions of stride 2 do not overlap: each is a product of every position with its four cells.
     """
-    expand, norm, activate, expand_again, _ = decoder.output_upscaling
+    expand, norm, activate, expand_again = list(upscaling)[:4]
     assert isinstance(expand, nn.ConvTranspose2d)
     assert isinstance(expand_again, nn.ConvTranspose2d)
     assert isinstance(norm, nn.LayerNorm)
-    half = F.layer_norm(_expand_cells(expand, K), norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-    u: Tensor = activate(_expand_cells(expand_again, activate(half)))
-    return u
+    half = F.layer_norm(_expand_cells(expand, x), norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+    return _expand_cells(expand_again, activate(half))
 
 
 def _expand_cells(convolution: nn.ConvTranspose2d, x: Tensor) -> Tensor:
@@ -294,9 +295,9 @@ def _expand_cells(convolution: nn.ConvTranspose2d, x: Tensor) -> Tensor:
 
 
 def _to_grid(x: Tensor) -> Tensor:
-    """(R, 65536, channels), ordered by position, cell and cell's cell, as a map (R, 256, 256, channels)."""
-    cells = x.reshape(len(x), GRID, GRID, 2, 2, 2, 2, -1)
-    return cells.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(len(x), MASK_SIDE, MASK_SIDE, -1)
+    """r of the grid's rows (R, 1024 r, C), ordered by position, cell and cell's cell, to (R, 4 r, 256, C)."""
+    cells = x.reshape(len(x), -1, GRID, 2, 2, 2, 2, x.shape[-1])
+    return cells.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(len(x), -1, MASK_SIDE, x.shape[-1])
 
 
 def _token_logits(adapter: Adapter, t: Tensor, upscaled: Tensor, fused: Sequence[Tensor] | Tensor) -> Tensor:

@@ -218,7 +218,7 @@ class Predictor:
         """Decode one batch, on CUDA without a wait for it; what is returned waits and gives the answers."""
         with torch.inference_mode():
             # Positions of prompts need float32 whatever the precision: bfloat16 holds 8 bits of them.
-            batch = collate(self.decoder, requests, self.config)
+            batch = collate(self.decoder, requests, self.config, self._engine.fuse)
             output = to_host(self._engine.run(batch), batch.layout)
         return lambda: scatter(batch, requests, output, self._predict_iou, self._for_each)
 

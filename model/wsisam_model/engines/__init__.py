@@ -7,11 +7,11 @@ from typing import Protocol
 from torch import Tensor
 
 from wsisam_model.decoder_batch import DecoderBatch
-from wsisam_model.fast_decoder import DecoderOutput
+from wsisam_model.fast_decoder import Branch, DecoderOutput, DecoderView
 
 
 class Engine(Protocol):
-    """The two heavy steps of a predictor; used from one thread at a time. Tensors are on the predictor's device."""
+    """The heavy steps of a predictor; used from one thread at a time. Tensors are on the predictor's device."""
 
     name: str
     captures_graphs: bool
@@ -19,6 +19,10 @@ class Engine(Protocol):
 
     def encode(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """E (B, 256, 64, 64) and X (B, C, 64, 64), float32, of normalised views (B, 3, S, S) on the CPU."""
+        ...
+
+    def fuse(self, view: DecoderView, branch: Branch) -> Tensor:
+        """F (32, 65536), float32, of a view under one branch's adapter."""
         ...
 
     def run(self, batch: DecoderBatch) -> DecoderOutput:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from wsisam_model.decoder_batch import DecoderBatch
 from wsisam_model.engines.torch_engine import TorchEngine
-from wsisam_model.fast_decoder import DecoderInputs, DecoderOutput, Layout, ViewTensors
+from wsisam_model.fast_decoder import Branch, DecoderInputs, DecoderOutput, DecoderView, Layout, ViewTensors
 
 _log = logging.getLogger(__name__)
 
@@ -118,6 +118,9 @@ class CudaEngine:
             captured.inputs[0][:count].copy_(inputs, non_blocking=True)
             E, X = captured.replay()
             return E[:count].clone(), X[:count].clone()
+
+    def fuse(self, view: DecoderView, branch: Branch) -> Tensor:
+        return self._plain.fuse(view, branch)
 
     def run(self, batch: DecoderBatch) -> DecoderOutput:
         inputs = batch.inputs

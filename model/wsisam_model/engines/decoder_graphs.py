@@ -22,6 +22,17 @@ from wsisam_model.prompts import MASK_SIDE
 from wsisam_model.transformer import WIDTH
 
 
+class FusedGraph(nn.Module):
+    """`FastDecoder.fuse_rows` in the HR branch: F (32, 4 r, 256) of positions (64 r, 256) and X (C, r, 64)."""
+
+    def __init__(self, decoder: FastDecoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, positions: Tensor, early: Tensor) -> Tensor:
+        return self.decoder.fuse_rows("hr", positions, early)
+
+
 class FrozenGraph(nn.Module):
     """SAM without adapters, mask 0: input tokens (1, 5 + N, 256) without an HF token, and a view's four tensors.
 

@@ -10,12 +10,13 @@ import openvino
 import torch
 from torch import Tensor, nn
 
+from wsisam_model.adapters import Adapter
 from wsisam_model.decoder_batch import DecoderBatch
 from wsisam_model.engines.converted import default_folder, name_of, read_or_convert
-from wsisam_model.engines.decoder_graphs import AdaptedGraph, DualGraph, FrozenGraph
+from wsisam_model.engines.decoder_graphs import AdaptedGraph, DualGraph, FrozenGraph, FusedGraph
 from wsisam_model.engines.torch_engine import TorchEngine
 from wsisam_model.errors import ModelError
-from wsisam_model.fast_decoder import DecoderOutput, FastDecoder, Layout
+from wsisam_model.fast_decoder import FUSED_ROWS, Branch, DecoderOutput, DecoderView, FastDecoder, Layout
 from wsisam_model.mask_decoder import FEATURES, HF_ROW
 from wsisam_model.prompt_encoder import GRID
 from wsisam_model.prompts import MASK_SIDE
@@ -65,6 +66,7 @@ class OpenVinoEngine:
         if (adapters := plain.decoder.adapters) is None:
             self._decodes[_FROZEN] = self._compile_frozen()
         else:
+            self._fuse = self._compile_fuse(adapters.hr)
             self._decodes[_ADAPTED] = self._compile_decoder("adapted", AdaptedGraph(plain.decoder))
             if any(bool(last.any()) for last in adapters.lr.hf_mlp.layers[-1].parameters()):
                 self._decodes[_DUAL] = self._compile_decoder("dual", DualGraph(plain.decoder))
@@ -75,6 +77,17 @@ class OpenVinoEngine:
         views = [[map_.clone() for map_ in _infer(self._encode, [one])] for one in inputs[:, None]]
         E, X = (torch.cat(maps) for maps in zip(*views, strict=True))
         return E, X
+
+    def fuse(self, view: DecoderView, branch: Branch) -> Tensor:
+        if branch == "lr":
+            return self._plain.fuse(view, branch)  # few ask for an LR mask
+        fused = torch.empty(FEATURES, MASK_SIDE, MASK_SIDE)
+        strips = torch.split(fused, MASK_SIDE * FUSED_ROWS // GRID, dim=1)
+        positions = torch.split(view.tensors.positions, FUSED_ROWS * GRID)
+        early = torch.split(view.early.float(), FUSED_ROWS, dim=1)
+        for strip, *inputs in zip(strips, positions, early, strict=True):
+            strip.copy_(_infer(self._fuse, inputs)[0])
+        return fused.flatten(1)
 
     def run(self, batch: DecoderBatch) -> DecoderOutput:
         inputs = batch.inputs
@@ -94,6 +107,13 @@ class OpenVinoEngine:
         lr = [tokens[1:], *views[1]] if batch.layout == _DUAL else []
         token_logits, sam, iou, t = _infer(request, [tokens[:1], inputs.fused_hr[0], *views[0], *lr])
         return DecoderOutput(token_logits, sam, iou, sam.new_zeros(0, MASK_SIDE, MASK_SIDE), t)
+
+    def _compile_fuse(self, adapter: Adapter) -> openvino.InferRequest:
+        expand = adapter.compress_vit_feat[0]
+        assert isinstance(expand, nn.ConvTranspose2d)
+        shapes = [(FUSED_ROWS * GRID, WIDTH), (expand.in_channels, FUSED_ROWS, GRID)]
+        graph, example = FusedGraph(self._plain.decoder), [torch.zeros(shape) for shape in shapes]
+        return self._compile("fused", graph, example, shapes, torch.float32)
 
     def _compile_frozen(self) -> openvino.InferRequest:
         return self._compile_decoder("frozen", FrozenGraph(FastDecoder(self._plain.decoder.network, None)))
@@ -143,8 +163,9 @@ def _converter(
 
 def _infer(request: openvino.InferRequest, inputs: Sequence[Tensor]) -> list[Tensor]:
     """One call, inputs read where they lie. The outputs are OpenVINO's buffers, which the next call overwrites."""
-    for index, tensor in enumerate(inputs):
-        request.set_input_tensor(index, openvino.Tensor(tensor.contiguous().numpy(), shared_memory=True))
+    arrays = [tensor.contiguous().numpy() for tensor in inputs]  # held until the end: OpenVINO does not hold them
+    for index, array in enumerate(arrays):
+        request.set_input_tensor(index, openvino.Tensor(array, shared_memory=True))
     request.infer()
     return [torch.from_numpy(output.data) for output in request.output_tensors]
 

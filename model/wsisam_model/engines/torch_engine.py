@@ -9,7 +9,7 @@ from torch import Tensor
 
 from wsisam_model.decoder_batch import DecoderBatch
 from wsisam_model.engines.precision import Precision
-from wsisam_model.fast_decoder import DecoderOutput, FastDecoder
+from wsisam_model.fast_decoder import Branch, DecoderOutput, DecoderView, FastDecoder
 from wsisam_model.image_encoder import ImageEncoder
 
 
@@ -28,6 +28,10 @@ class TorchEngine:
         with torch.inference_mode(), self.autocast(self.precision.encoder):
             E, X = self.encoder(inputs.to(self.device, non_blocking=True))
         return E.float(), X.float()
+
+    def fuse(self, view: DecoderView, branch: Branch) -> Tensor:
+        with torch.inference_mode():
+            return self.decoder.fuse(view, branch)
 
     def run(self, batch: DecoderBatch) -> DecoderOutput:
         with torch.inference_mode(), self.autocast(self.precision.decoder):
