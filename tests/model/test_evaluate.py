@@ -18,7 +18,19 @@ from wsisam_model.errors import CheckpointError
 from wsisam_model.evaluate.intervals import bootstrap, spearman
 from wsisam_model.evaluate.metrics import boundary_f, dice, iou
 from wsisam_model.evaluate.report import Results, write_report
-from wsisam_model.evaluate.scores import FROZEN, HR, MAX_CLICKS, Answers, Clicks, Score, score_clicks
+from wsisam_model.evaluate.scores import (
+    FROZEN,
+    HR,
+    HR_LR,
+    MAX_CLICKS,
+    WRONG_LR,
+    Answers,
+    Clicks,
+    Score,
+    score_cases,
+    score_clicks,
+    score_wrong_lr,
+)
 from wsisam_model.predictor import Predictor
 from wsisam_model.prompts import Prompt
 from wsisam_model.quality import CLICKS, GIVEN, LONE, asked_as, fused_iou, mask_numbers
@@ -219,6 +231,33 @@ def test_clicking_goes_on_where_the_first_answer_lies() -> None:
     assert third.labels == (1, 1), "the second look missed a ring around it"
     assert not third.wider
     assert len(clicks.dice) == MAX_CLICKS
+
+
+class KnowsItsContext(TwoLooks):
+    """A predictor that is right where both views are of one object (all their pixels have its number)."""
+
+    def decode(self, requests: Sequence[DecodeRequest]) -> list[Decoded]:
+        (request,) = requests
+        hr, lr = (cast("np.ndarray[Any, Any]", view)[0, 0, 0] for view in (request.hr, request.lr))
+        logits = self.first if hr == lr else -self.first
+        return [Decoded(logits, np.array([0.5], np.float32), logits[0], None, None)]
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_wrong_lr_view_is_that_of_another_object(count: int) -> None:
+    disc = disc_logits(150, 120, 60, 5)
+    views = [np.full((256, 256, 3), number, np.uint8) for number in range(count)]
+    samples = [
+        Sample(str(number), "set", "1", view, view, disc[0] > 0, disc[0] > 0, 1.0, 1e4, 0.5, cut=False)
+        for number, view in enumerate(views)
+    ]
+    cases = [Case(sample, "tight", Prompt(box=(90.0, 60.0, 210.0, 180.0))) for sample in samples]
+    answers = Answers(cast("Predictor", KnowsItsContext(disc, disc)), lambda view: cast("Embedding", view))
+    right, wrong = list(score_cases(answers, cases, [HR_LR])), list(score_wrong_lr(answers, cases))
+    assert [score.dice for score in right] == [1.0] * count
+    assert [(score.object_id, score.variant, score.dice) for score in wrong] == [
+        (sample.object_id, WRONG_LR, 0.0) for sample in samples
+    ]
 
 
 def test_clicks_needed() -> None:
