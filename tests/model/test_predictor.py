@@ -242,6 +242,16 @@ def test_what_auto_means_on_a_device_is_in_its_view_keys(base: BaseWeights, monk
     assert chosen.key_prefix == "lite_medsam:abababababab:1-torch-bf16"
 
 
+def test_services_with_other_adapters_share_embeddings(base: BaseWeights, predictor: Predictor) -> None:
+    """Adapters are beside the encoder: views of one store serve a set for one tissue and another for the rest."""
+    frozen = Predictor(CONFIG, base, device="cpu", engine="torch")
+    assert predictor.key_prefix == frozen.key_prefix
+    image = np.random.default_rng(3).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    (ours,), (others,) = predictor.encode([image]), frozen.encode([image])
+    assert torch.equal(ours.embedding, others.embedding)
+    assert torch.equal(ours.early, others.early)
+
+
 def test_view_keys_name_the_encoders_precision_only(base: BaseWeights) -> None:
     assert Predictor(CONFIG, base, device="cpu", engine="torch").key_prefix == "lite_medsam:abababababab:1"
     assert Predictor(CONFIG, base, device="cpu", engine="torch", precision="bfloat16/float32").key_prefix.endswith(
