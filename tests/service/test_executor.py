@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,7 @@ class FakeModel:
         self.busy = threading.Event()
         self.release = threading.Event()
         self.release.set()
+        self.specks: list[tuple[int, int]] = []
         self.trouble: Callable[[Sequence[DecodeItem[FakeView]]], None] = lambda items: None
 
     def hold(self) -> None:
@@ -116,6 +117,8 @@ class FakeModel:
         x0, y0, x1, y1 = map(int, item.prompt.box or (0, 0, 1, 1))
         logits = np.full((256, 256), -5.0, np.float32)
         logits[y0:y1, x0:x1] = 5.0
+        for x, y in self.specks:
+            logits[y, x] = 5.0
         count = 3 if item.multimask else 1
         lr = None if item.lr is None or item.frozen else logits
         return FakeDecoded(
@@ -210,6 +213,18 @@ async def test_a_click_gives_the_mask_the_borders_and_where_the_views_came_from(
     assert set(timings.seconds) == {"read", "queue", "encode", "decode", "mask"}
     again = await rig.one(job())
     assert (again.cache_hr, again.cache_lr) == ("l1", "l1")
+
+
+async def test_specks_are_drawn_only_where_somebody_clicked_also_in_an_earlier_turn(rig: Rig) -> None:
+    rig.model.specks = [(3, 250), (250, 3)]
+    first = await rig.one(job(prompt=replace(BOX, points=((3.0, 250.0),), labels=(1,))))
+    plain = await rig.one(job())
+    assert rle.decode(first.masks[0].mask).sum() == rle.decode(plain.masks[0].mask).sum() + 1
+    assert rle.decode(first.masks[0].mask)[250, 3]
+    assert not any(plain.touches)
+    click = Prompt(points=((250.0, 3.0),), labels=(1,))
+    second = await rig.one(job(prompt=click, refine_from=first.refine_id))
+    assert [rle.decode(second.masks[0].mask)[y, x] for x, y in rig.model.specks] == [True, True]
 
 
 async def test_multimask_and_lr_mask_come_when_asked_for(rig: Rig) -> None:

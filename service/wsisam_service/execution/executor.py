@@ -358,7 +358,7 @@ class LocalExecutor(Generic[E, V]):
         backend = backend_of(self._backends, job.hr)
         drawing = partial(draw, stability_offset=job.stability_offset)
         drawn = await asyncio.get_running_loop().run_in_executor(
-            self._pool, drawing, backend, answer.result, hr.ready.view_size
+            self._pool, drawing, backend, answer.result, hr.ready.view_size, item.prompt
         )
         timings.span("mask", started, time.perf_counter())
         logits = answer.result.sam_logits_hr, answer.result.sam_logits_lr

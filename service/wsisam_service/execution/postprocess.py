@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from wsisam_model.prompts import Prompt
 from wsisam_model.quality import stability
+from wsisam_model.specks import without_specks
 from wsisam_service.execution.backend import Backend, Decoded, E, V
 from wsisam_service.jobs import DecodedMask, Rle
 from wsisam_service.masks import rle
@@ -26,11 +28,14 @@ def draw(
     backend: Backend[E, V],
     decoded: Decoded,
     view_size: tuple[int, int],
+    prompt: Prompt,
     *,
     stability_offset: float | None = None,
 ) -> Drawn:
-    """Masks of `view_size` (h, w) where the upscaled logits are above 0. Made for a thread: it takes milliseconds."""
-    masks = backend.upscale(decoded.logits, view_size) > 0
+    """Masks of `view_size` (h, w) where the upscaled logits are above 0, without specks that `prompt`, in pixels of the
+    view, does not point at. Made for a thread: it takes milliseconds.
+    """
+    masks = [without_specks(mask, prompt) for mask in backend.upscale(decoded.logits, view_size) > 0]
     stable = [None] * len(masks) if stability_offset is None else stability(decoded.logits, stability_offset).tolist()
     ious = np.clip(decoded.predicted_iou, 0.0, 1.0)
     lr_mask = None
