@@ -70,7 +70,8 @@ def test_openvino_decodes_as_golden(views: dict[str, ViewParity], case: str) -> 
 def test_a_box_is_decoded_by_the_compiled_networks_alone(
     compiled: Predictor, views: dict[str, ViewParity], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wsisam_model.engines.torch_engine.TorchEngine.run", None)
+    for step in ("run", "fuse"):
+        monkeypatch.setattr(f"wsisam_model.engines.torch_engine.TorchEngine.{step}", None)
     hr, lr = (compiled.prepare(embedding) for embedding in (views["A"].hr, views["A"].lr))
     compiled.decode(
         [DecodeRequest(hr, lr, BOX), DecodeRequest(hr, None, BOX), DecodeRequest(hr, None, BOX, frozen=True)]

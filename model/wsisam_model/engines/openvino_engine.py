@@ -1,4 +1,4 @@
-"""OpenVINO on CPU: the encoder and the common decodes compiled, everything else in eager torch."""
+"""OpenVINO on CPU: the encoder, HR's F and the common decodes compiled, everything else in eager torch."""
 
 from __future__ import annotations
 
@@ -109,9 +109,7 @@ class OpenVinoEngine:
         return DecoderOutput(token_logits, sam, iou, sam.new_zeros(0, MASK_SIDE, MASK_SIDE), t)
 
     def _compile_fuse(self, adapter: Adapter) -> openvino.InferRequest:
-        expand = adapter.compress_vit_feat[0]
-        assert isinstance(expand, nn.ConvTranspose2d)
-        shapes = [(FUSED_ROWS * GRID, WIDTH), (expand.in_channels, FUSED_ROWS, GRID)]
+        shapes = [(FUSED_ROWS * GRID, WIDTH), (adapter.early_channels, FUSED_ROWS, GRID)]
         graph, example = FusedGraph(self._plain.decoder), [torch.zeros(shape) for shape in shapes]
         return self._compile("fused", graph, example, shapes, torch.float32)
 

@@ -81,7 +81,9 @@ class Answers:
         return self.predictor.decode([request])[0]
 
     def answer(self, case: Case, variant: str) -> tuple[Case, Decoded, Mask]:
-        """What the service answers, and on which view: for clicks the wider one where that answer is more stable."""
+        """What the service answers, and on which view: for clicks the wider one where that answer is more stable. The
+        mask still has the specks that the service does not draw.
+        """
         decoded = self.decode(case.sample, case.prompt, variant)
         mask = self.mask(decoded, case.sample)
         if case.wider is None or variant == FROZEN:
