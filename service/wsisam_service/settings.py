@@ -91,6 +91,9 @@ class Settings(BaseSettings):
     model: str = "lite_medsam"
     adapters: str = "default"
     """The shipped "default" (if any) or "open" (trained on CC0 data alone), "none" (the frozen SAM), or a file."""
+    own_adapters: Annotated[tuple[Path, ...], NoDecode] = ()
+    """Files of further adapters, each for views that look like those it was trained on, or by name. In the environment
+    separated by commas."""
     weights: Path | None = None
     """Folder or file of base weights that do not come with a package (vit_tiny, vit_b, vit_l, vit_h)."""
     engine: str = "auto"
@@ -181,7 +184,7 @@ class Settings(BaseSettings):
     """Signs refine tokens and hides fingerprints in view keys. If empty, a random one signs the tokens of this
     process only, and the fingerprints are not hidden."""
 
-    @field_validator("slides", "sam_weights_hosts", "iiif_origins", "cors_origins", mode="before")
+    @field_validator("slides", "own_adapters", "sam_weights_hosts", "iiif_origins", "cors_origins", mode="before")
     @classmethod
     def _split_list(cls, value: object) -> object:
         """Environment variables hold one text; commas separate its parts."""

@@ -5,6 +5,7 @@ predicted IoU alone; a set from scratch brings its own.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -46,21 +47,38 @@ def train(annotated: Path, cache: Path, output: Path, start: str) -> dict[str, T
     return load_file(output)
 
 
-def test_few_objects_leave_the_predicted_iou_of_the_set_they_start_from(
-    annotated: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    shipped = load_file(SHIPPED_WEIGHTS / "lite_medsam-default.safetensors")
-    ours = train(annotated, cache, tmp_path / "ours.safetensors", "default")
-    assert "2 objects are too few to learn it from" in capsys.readouterr().out
-    assert ours.keys() == shipped.keys()
-    assert {key for key in ours if key.startswith("iou.") and ours[key].equal(shipped[key])} == {
-        "iou.weight",
-        "iou.bias",
-    }
-    assert not ours["hr.hf_token.weight"].equal(shipped["hr.hf_token.weight"])
+@pytest.fixture(scope="module")
+def ours(annotated: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of adapters that goes on from the shipped ones on the two discs."""
+    path = tmp_path_factory.mktemp("adapters") / "ours.safetensors"
+    train(annotated, cache, path, "default")
+    return path
+
+
+def test_few_objects_leave_the_predicted_iou_of_the_set_they_start_from(ours: Path) -> None:
+    shipped, trained = load_file(SHIPPED_WEIGHTS / "lite_medsam-default.safetensors"), load_file(ours)
+    assert trained.keys() == shipped.keys()
+    kept = {key for key in trained if key.startswith("iou.") and trained[key].equal(shipped[key])}
+    assert kept == {"iou.weight", "iou.bias"}
+    assert not trained["hr.hf_token.weight"].equal(shipped["hr.hf_token.weight"])
+    assert len(trained["tissue.looks"]) < len(shipped["tissue.looks"]), "the looks are those of the new views"
 
 
 def test_a_set_from_scratch_brings_its_own_predicted_iou(annotated: Path, cache: Path, tmp_path: Path) -> None:
     fresh = train(annotated, cache, tmp_path / "fresh.safetensors", "fresh")
     assert fresh["iou.weight"].shape == (3, 9)
     assert fresh["iou.weight"].abs().sum(dim=1).min() > 0, "boxes, one click and several: each has weights"
+
+
+def test_a_set_serves_beside_the_shipped_one_on_the_tissue_it_was_trained_on(
+    ours: Path, tissue: npt.NDArray[np.uint8], make_slide: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    slides = {"like": make_slide("like.tif", mpp=1.0), "green": make_slide("green.tif", tissue[..., [1, 0, 1]], 1.0)}
+    flags = ["--box", "110,120,190,200", "--engine", "torch", "--own-adapters", str(ours)]
+    drawn_by = {}
+    for name, slide in slides.items():
+        capsys.readouterr()
+        assert main(["segment", str(slide), *flags]) == 0
+        (feature,) = json.loads(capsys.readouterr().out)["features"]
+        drawn_by[name] = feature["properties"]["metadata"]["adapters"]
+    assert drawn_by == {"like": "ours", "green": "lite_medsam-default"}

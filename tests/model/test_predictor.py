@@ -77,7 +77,7 @@ def test_a_mixed_call_answers_each_request_as_if_alone(
         DecodeRequest(hr, None, prompts["mask"], frozen=True, multimask=True),
     ]
     alone = [predictor.decode([request])[0] for request in requests]
-    monkeypatch.setattr(predictor, "max_batch", 4)
+    monkeypatch.setattr(predictor._everywhere, "max_batch", 4)
     for ours, expected in zip(predictor.decode(requests), alone, strict=True):
         assert_alike(ours, expected)
     assert [answer.logits.shape[0] for answer in alone] == [1, 1, 3, 1, 1, 3]
@@ -102,8 +102,8 @@ def test_the_next_batch_is_begun_before_the_last_is_waited_for(
         steps.append("wait")
         return decoder_batch.scatter(*arguments)
 
-    monkeypatch.setattr("wsisam_model.predictor.collate", collate)
-    monkeypatch.setattr("wsisam_model.predictor.scatter", scatter)
+    monkeypatch.setattr("wsisam_model.adapted_decoder.collate", collate)
+    monkeypatch.setattr("wsisam_model.adapted_decoder.scatter", scatter)
     predictor.decode([DecodeRequest(*views, prompts["box"])] * 3)
     assert steps == ["begin", "begin", "wait", "begin", "wait", "wait"]
 
@@ -141,8 +141,8 @@ def clicked(base: BaseWeights) -> Predictor:
 def test_another_size_is_tried_where_one_click_led_to_no_sure_mask_and_the_more_stable_one_stays(
     clicked: Predictor, views: tuple[DecoderView, DecoderView], monkeypatch: pytest.MonkeyPatch, sure: bool
 ) -> None:
-    monkeypatch.setattr("wsisam_model.predictor.reread", lambda *_: None)
-    monkeypatch.setattr("wsisam_model.predictor.is_unsure", lambda _: not sure)
+    monkeypatch.setattr("wsisam_model.adapted_decoder.reread", lambda *_: None)
+    monkeypatch.setattr("wsisam_model.adapted_decoder.is_unsure", lambda _: not sure)
     click = Prompt(points=((120.0, 130.0),), labels=(1,))
     sizes = clicked.decode([DecodeRequest(views[0], None, box) for box in readings(click, (256, 256), 3.5, 0.5)])
     first, second = (stability(answer.logits[:1])[0] for answer in sizes)

@@ -59,6 +59,7 @@ class NoAdapters:
     licence: str = "CC0-1.0"
     uses_lr: bool = True
     prompts: tuple[str, ...] = ()
+    knows_tissue: bool = False
 
 
 class NumpyBackend:
@@ -67,6 +68,7 @@ class NumpyBackend:
     config = MODELS["lite_medsam"]
     key_prefix = "lite_medsam:000000000000:1"
     adapters = NoAdapters()
+    own_adapters = ()
     device, precision, engine, warnings = "cpu", "float32", "numpy", ()
     captures_graphs = False
 
@@ -83,6 +85,9 @@ class NumpyBackend:
     def decode(self, items: Sequence[DecodeItem[GreyView]]) -> list[GreyMask]:
         time.sleep(DECODE_S * len(items))
         return [self._decode(item) for item in items]
+
+    def adapters_of(self, item: DecodeItem[GreyView]) -> NoAdapters | None:
+        return None if item.frozen else self.adapters
 
     def upscale(self, logits: Logits, view_size: tuple[int, int]) -> Logits:
         return logits

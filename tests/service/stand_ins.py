@@ -13,6 +13,7 @@ from wsisam_model.config import MODELS
 from wsisam_model.prompts import Prompt
 from wsisam_service.errors import RefineExpired
 from wsisam_service.jobs import (
+    DEFAULT_ADAPTERS,
     CacheTier,
     DecodedMask,
     DecodeJob,
@@ -42,6 +43,8 @@ class NumpyExecutor:
     views: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
     refinable: dict[str, Prompt] = field(default_factory=dict)
     given: dict[str, DecodeResult] = field(default_factory=dict)
+    own_adapters: list[dict[str, Any]] = field(default_factory=list)
+    """Facts of adapters beside the usual ones; the first draw every object of which a point tells."""
 
     async def decode(
         self, jobs: Sequence[DecodeJob], pixels: PixelSource, timings: Timings
@@ -89,6 +92,7 @@ class NumpyExecutor:
             "default_mpp": config.default_mpp,
             "point_mpp": config.point_mpp,
             "adapters": {"name": "numpy", "sha256": "0" * 64, "licence": "CC0-1.0", "trained_prompts": []},
+            "own_adapters": self.own_adapters,
         }
         return {"models": [model], "device": "cpu", "precision": "float32", "engine": "numpy", "warnings": []}
 
@@ -124,9 +128,14 @@ class NumpyExecutor:
         touches = bool(mask[:, 0].any()), bool(mask[0].any()), bool(mask[:, -1].any()), bool(mask[-1].any())
         masks = [DecodedMask(rle.encode(mask), 0.9 - 0.1 * rank) for rank in range(3 if job.multimask else 1)]
         lr_mask = rle.encode(mask) if job.lr_mask and job.lr else None
-        result = DecodeResult(masks, touches, lr_mask, refine_id, cache_hr, cache_lr)
+        result = DecodeResult(masks, touches, lr_mask, refine_id, cache_hr, cache_lr, self._drawn_by(job))
         self.given[refine_id] = result
         return result
+
+    def _drawn_by(self, job: DecodeJob) -> str:
+        if job.adapters != DEFAULT_ADAPTERS:
+            return job.adapters
+        return str(self.own_adapters[0]["name"]) if self.own_adapters and job.prompt.points else "numpy"
 
     def _with_earlier(self, job: DecodeJob) -> Prompt:
         if job.refine_from is None:

@@ -184,6 +184,31 @@ async def test_an_answer_of_the_frozen_model_is_not_signed_by_the_adapters(pacs:
     assert (await pacs.post("results", json={"kind": "seg", "refine": kept, "adapters": "none"})).is_success
 
 
+async def test_an_object_is_signed_by_the_adapters_that_drew_all_of_it(
+    pacs: httpx.AsyncClient, executor: NumpyExecutor
+) -> None:
+    own = {"name": "kidney", "sha256": "1" * 64, "licence": "ours", "trained_prompts": [], "knows_tissue": True}
+    executor.own_adapters = [own]
+    click = {"points": [[200, 150, 1]]}  # which the stand-in's own adapters draw
+    answer = await pacs.post("segment", json={"prompts": [{"box": BOX}, click], "format": "both"})
+    box, clicked = answer.json()["results"]
+    assert (box["adapters"], clicked["adapters"]) == ("numpy", "kidney")
+
+    kept, both = [{"refine": clicked["refine"]}], [{"refine": one["refine"]} for one in (clicked, box)]
+    drawn = {"type": "FeatureCollection", "features": [clicked["geojson"]]}
+    for body in ({"refine": kept}, {"refine": kept, "adapters": "kidney"}, {"geojson": drawn}):
+        made = await pacs.post("results", json={"kind": "seg", **body})
+        algorithm = pydicom.dcmread(io.BytesIO(made.content)).SegmentSequence[0]
+        assert "adapters=kidney" in algorithm.SegmentationAlgorithmIdentificationSequence[0].AlgorithmParameters
+    assert type_of(await pacs.post("results", json={"kind": "seg", "refine": both})) == (410, "refine-expired")
+    drawn["features"].append(box["geojson"])
+    assert type_of(await pacs.post("results", json={"kind": "seg", "geojson": drawn})) == (422, "invalid-request")
+    mixed = {"prompts": [{"box": BOX}, click], "format": "dicom-seg"}
+    assert type_of(await pacs.post("segment", json=mixed)) == (422, "invalid-request")
+    named = await pacs.post("segment", json={**mixed, "adapters": "kidney"})
+    assert named.is_success, named.text
+
+
 async def test_a_body_too_large_to_parse_is_refused(pacs: httpx.AsyncClient) -> None:
     content = b'{"kind": "seg", "pad": "' + b"x" * MAX_RESULT_BODY_BYTES + b'"}'
     answer = await pacs.post("results", content=content, headers={"content-type": "application/json"})

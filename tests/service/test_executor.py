@@ -40,6 +40,10 @@ class FakeEmbedding:
         return b"fake" + bytes([self.grey])
 
 
+KIDNEY = 7
+"""Grey level of the views that adapters called "kidney" know."""
+
+
 @dataclass(eq=False)
 class FakeView:
     grey: int
@@ -62,6 +66,7 @@ class FakeAdapters:
     licence: str = "CC0"
     uses_lr: bool = True
     prompts: tuple[str, ...] = ()
+    knows_tissue: bool = False
 
 
 class FakeModel:
@@ -74,6 +79,7 @@ class FakeModel:
 
     def __init__(self) -> None:
         self.adapters: FakeAdapters | None = FakeAdapters()
+        self.own_adapters: list[FakeAdapters] = []
         self.encoded: list[int] = []
         self.calls: list[tuple[str, int]] = []
         self.decoded: list[DecodeItem[FakeView]] = []
@@ -112,6 +118,12 @@ class FakeModel:
         for item in items:
             item.hr.nbytes = 1500  # the fused map
         return [self._decode(item) for item in items]
+
+    def adapters_of(self, item: DecodeItem[FakeView]) -> FakeAdapters | None:
+        if item.frozen or self.adapters is None:
+            return None
+        wanted = item.adapters or ("kidney" if item.hr.grey == KIDNEY else None)
+        return next((own for own in self.own_adapters if own.name == wanted), self.adapters)
 
     def _decode(self, item: DecodeItem[FakeView]) -> FakeDecoded:
         x0, y0, x1, y1 = map(int, item.prompt.box or (0, 0, 1, 1))
@@ -241,6 +253,25 @@ async def test_the_frozen_model_neither_reads_nor_encodes_the_wider_view(rig: Ri
     rig.model.adapters = None
     assert (await rig.one(job())).cache_lr is None
     assert rig.pixels.reads == [HR]
+
+
+async def test_a_view_goes_to_the_adapters_that_know_its_tissue_or_that_are_named(rig: Rig) -> None:
+    rig.model.own_adapters = [FakeAdapters(name="kidney", uses_lr=False), FakeAdapters(name="liver")]
+    kidney = job(f"{PREFIX}:bb:{KIDNEY}:0:0", f"{PREFIX}:bb:{KIDNEY + 1}:0:0")
+    asked = [
+        kidney,
+        replace(kidney, adapters="default"),
+        replace(kidney, adapters="liver"),
+        job(),
+        job(adapters="none"),
+    ]
+    results = await rig.decode(*asked, replace(job(), adapters="kidney"))
+    drawn_by = [result.adapters for result in results if isinstance(result, DecodeResult)]
+    assert drawn_by == ["kidney", "kidney", "liver", "default", "none", "kidney"]
+    wide = {item.adapters: item.lr is not None for item in rig.model.decoded if item.hr.grey == KIDNEY}
+    assert wide == {None: False, "liver": True}  # kidney's do not look at the wider view
+    (stranger,) = await rig.decode(replace(kidney, adapters="bone"))
+    assert isinstance(stranger, UnknownModel)
 
 
 async def test_adapters_that_do_not_use_the_wider_view_leave_it_unread_unless_its_mask_is_asked_for(rig: Rig) -> None:
@@ -532,11 +563,13 @@ async def test_a_refine_state_belongs_to_its_view_and_expires(rig: Rig) -> None:
 
 
 async def test_ready_after_warm_up_and_not_after_the_thread_has_crashed(rig: Rig) -> None:
+    rig.model.own_adapters = [FakeAdapters(name="kidney")]
     assert not await rig.executor.ready()
     await rig.executor.warm_up()
     assert await rig.executor.ready()
     info = await rig.executor.info()
     assert info["models"][0]["adapters"]["name"] == "default"
+    assert [own["name"] for own in info["models"][0]["own_adapters"]] == ["kidney"]
     assert info["models"][0]["trained_prompts"] == ["box"]
 
     def crash(items: Sequence[DecodeItem[FakeView]]) -> None:

@@ -131,7 +131,7 @@ def test_a_decode_call_arrives_as_it_was_sent() -> None:
 
 def test_a_decode_reply_arrives_as_it_was_sent() -> None:
     masks = [DecodedMask(Rle((256, 256), "PPYo0"), 0.9, 0.8), DecodedMask(Rle((256, 256), "1"), 0.5)]
-    done = DecodeResult(masks, (True, False, True, False), Rle((256, 256), "2"), "id", "l1", "redis")
+    done = DecodeResult(masks, (True, False, True, False), Rle((256, 256), "2"), "id", "l1", "redis", "kidney")
     full = Overloaded("too many encodes are waiting", retry_after_s=7)
     reply = read_decode_reply(write_decode_reply(DecodeReply([done, full, KeyError("/data/slide")], {"decode": 0.5})))
     assert reply.results[0] == done

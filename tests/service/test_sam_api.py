@@ -127,7 +127,7 @@ class ThreeMasks(NumpyExecutor):
                 mask = np.zeros(result.masks[0].mask.size, bool)
                 mask[y0 + shrink : y1 - shrink, x0 + shrink : x1 - shrink] = True
                 masks.append(DecodedMask(rle.encode(mask), quality))
-            results.append(DecodeResult(masks, (False,) * 4, None, "", "l1", None))
+            results.append(DecodeResult(masks, (False,) * 4, None, "", "l1", None, "none"))
         return results
 
 

@@ -58,7 +58,7 @@ class Painted(NumpyExecutor):
         for shrink in range(3 if job.multimask else 1):
             small = cv2.erode(mask, np.ones((1 + 12 * shrink,) * 2, np.uint8), borderValue=0)
             masks.append(DecodedMask(rle.encode(small), 0.9 + 0.03 * shrink, 0.97))
-        return DecodeResult(masks, (False,) * 4, None, "", "l1", None)
+        return DecodeResult(masks, (False,) * 4, None, "", "l1", None, "none")
 
 
 @pytest.fixture

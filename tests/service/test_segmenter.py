@@ -384,6 +384,26 @@ async def test_adapters_trained_for_points_silence_the_warning() -> None:
     assert (await segment(Trained(), SegmentRequest([point], adapters="none"))).warnings != ()
 
 
+KIDNEY = {"name": "kidney", "sha256": "1" * 64, "licence": "ours", "trained_prompts": [], "knows_tissue": True}
+
+
+async def test_every_answer_says_which_adapters_drew_it() -> None:
+    """One request may be answered by several, of which the look of each view decides."""
+    executor = NumpyExecutor(own_adapters=[KIDNEY])
+    click = PromptSpec(points=((2050, 2050, 1),))
+    whole = await segment(executor, SegmentRequest([BOX, click], format="both"))
+    answers = [result for result in whole.results if isinstance(result, PromptAnswer)]
+    assert [one.adapters and one.adapters.name for one in answers] == ["numpy", "kidney"]
+    assert [one.geojson and one.geojson["properties"]["metadata"]["adapters"] for one in answers] == ["numpy", "kidney"]
+    assert whole.adapters is not None
+    assert whole.adapters.name == "numpy", "what was asked for"
+    for named in ("kidney", "numpy"):
+        (answer,) = (await segment(executor, SegmentRequest([click], adapters=named))).results
+        assert isinstance(answer, PromptAnswer)
+        assert answer.adapters is not None
+        assert answer.adapters.name == named
+
+
 async def test_what_is_not_on_offer_is_unknown() -> None:
     with pytest.raises(UnknownModel):
         await segment(NumpyExecutor(), SegmentRequest([BOX], model="vit_h"))

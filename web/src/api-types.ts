@@ -234,10 +234,30 @@ export interface components {
             readonly multimask: boolean;
             /** Name */
             readonly name: string;
+            /**
+             * Own Adapters
+             * @description Further ones, each for the tissue it was trained on, or by name.
+             * @default []
+             */
+            readonly own_adapters?: readonly components["schemas"]["OwnAdaptersAnswer"][];
             /** Point Mpp */
             readonly point_mpp: number;
             /** Trained Prompts */
             readonly trained_prompts: readonly string[];
+        };
+        /** OwnAdaptersAnswer */
+        readonly OwnAdaptersAnswer: {
+            /**
+             * Knows Tissue
+             * @description Whether views like those of their training are recognised.
+             */
+            readonly knows_tissue: boolean;
+            /** Licence */
+            readonly licence?: string | null;
+            /** Name */
+            readonly name: string;
+            /** Sha256 */
+            readonly sha256: string;
         };
         /**
          * PrewarmAnswer
@@ -420,6 +440,11 @@ export interface components {
          * @description One prompt's outline, or its `problem` and nothing else but the `id`.
          */
         readonly ResultAnswer: {
+            /**
+             * Adapters
+             * @description Name of those that drew it, "none" for the frozen SAM.
+             */
+            readonly adapters?: string | null;
             /** Area Um2 */
             readonly area_um2?: number | null;
             /**
@@ -480,6 +505,7 @@ export interface components {
          *       "model": "lite_medsam",
          *       "results": [
          *         {
+         *           "adapters": "none",
          *           "area_um2": 42873.5,
          *           "bbox": [
          *             1196,
@@ -517,7 +543,10 @@ export interface components {
          *     }
          */
         readonly SegmentAnswerModel: {
-            /** Adapters */
+            /**
+             * Adapters
+             * @description Those that were asked for; an answer may be drawn by others that know its tissue.
+             */
             readonly adapters: components["schemas"]["AdaptersAnswer"] | "none";
             /** Model */
             readonly model: string;
@@ -590,7 +619,7 @@ export interface components {
         readonly SegmentBody: {
             /**
              * Adapters
-             * @description "none" is the frozen SAM alone.
+             * @description "default" are those that the tissue calls for, where there are several; or a name of /v1/info; "none" is the frozen SAM alone.
              * @default default
              */
             readonly adapters?: string;

@@ -49,6 +49,7 @@ export class Status {
     const rows: [string, string][] = [
       ["Model", model.name],
       ["Adapters", adapters],
+      ...(model.own_adapters ?? []).map((own): [string, string] => ["For its tissue", `${own.name} (${own.sha256.slice(0, 12)})`]),
       ["Device", info.device],
       ["Precision", info.precision],
       ["Engine", info.engine],

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, Self
 
 from torch import Tensor
 
 from wsisam_model.decoder_batch import DecoderBatch
-from wsisam_model.fast_decoder import Branch, DecoderOutput, DecoderView
+from wsisam_model.fast_decoder import Branch, DecoderOutput, DecoderView, FastDecoder
 
 
 class Engine(Protocol):
@@ -27,4 +27,8 @@ class Engine(Protocol):
 
     def run(self, batch: DecoderBatch) -> DecoderOutput:
         """The decoder's output for a batch. It may lie in buffers that the next call overwrites."""
+        ...
+
+    def beside(self, decoder: FastDecoder) -> Self:
+        """The same for `decoder`, with the same encoder. Raises what making an engine of this kind raises."""
         ...

@@ -7,6 +7,7 @@ from pathlib import Path
 from wsisam_model.engines import Engine
 from wsisam_model.engines.torch_engine import TorchEngine
 from wsisam_model.errors import ModelError
+from wsisam_model.fast_decoder import FastDecoder
 
 ENGINES = ("auto", "torch", "openvino")
 
@@ -39,3 +40,11 @@ def choose_engine(
     except Exception as error:  # what a conversion raises is not documented, and torch can always take over
         return plain, [f"openvino could not be used, torch is several times slower on CPU: {error}"]
     return engine, engine.warnings
+
+
+def engine_beside(engine: Engine, plain: TorchEngine, decoder: FastDecoder) -> tuple[Engine, list[str]]:
+    """`engine` for a further decoder, or torch where that cannot be had, and warnings for the operator."""
+    try:
+        return engine.beside(decoder), []
+    except Exception as error:  # as above
+        return plain.beside(decoder), [f"{engine.name} could not be used for further adapters; torch is used: {error}"]

@@ -7,17 +7,26 @@ graph cannot be captured.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from wsisam_model.decoder_batch import DecoderBatch
 from wsisam_model.engines.torch_engine import TorchEngine
-from wsisam_model.fast_decoder import Branch, DecoderInputs, DecoderOutput, DecoderView, Layout, ViewTensors
+from wsisam_model.fast_decoder import (
+    Branch,
+    DecoderInputs,
+    DecoderOutput,
+    DecoderView,
+    FastDecoder,
+    Layout,
+    ViewTensors,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -105,6 +114,12 @@ class CudaEngine:
         self._pool = torch.cuda.graph_pool_handle()
         self._graphs: dict[int | DecodeShape, Captured | None] = {}
         self._shared: Shared = {}
+
+    def beside(self, decoder: FastDecoder) -> Self:
+        """Graphs of its own, in the same memory: both are used from one thread, one call after the other."""
+        other = copy.copy(self)
+        other._plain, other._graphs = self._plain.beside(decoder), {}
+        return other
 
     def encode(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         count = len(inputs)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Self
 
 import openvino
 import torch
@@ -62,15 +64,14 @@ class OpenVinoEngine:
         self._encode = self._compile(
             "encoder", plain.encoder, [torch.zeros(1, 3, side, side)], [(1, 3, side, side)], plain.precision.encoder
         )
-        self._decodes: dict[Layout, openvino.InferRequest] = {}
-        if (adapters := plain.decoder.adapters) is None:
-            self._decodes[_FROZEN] = self._compile_frozen()
-        else:
-            self._fuse = self._compile_fuse(adapters.hr)
-            self._decodes[_ADAPTED] = self._compile_decoder("adapted", AdaptedGraph(plain.decoder))
-            if any(bool(last.any()) for last in adapters.lr.hf_mlp.layers[-1].parameters()):
-                self._decodes[_DUAL] = self._compile_decoder("dual", DualGraph(plain.decoder))
+        self._compile_decodes()
         plain.encoder.to("meta")  # OpenVINO holds the weights now; torch's are never used again
+
+    def beside(self, decoder: FastDecoder) -> Self:
+        other = copy.copy(self)
+        other._plain = self._plain.beside(decoder)
+        other._compile_decodes()
+        return other
 
     def encode(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         # One view a call: cores gain nothing from more, and of a fixed shape OpenVINO plans the memory (75 MB).
@@ -107,6 +108,18 @@ class OpenVinoEngine:
         lr = [tokens[1:], *views[1]] if batch.layout == _DUAL else []
         token_logits, sam, iou, t = _infer(request, [tokens[:1], inputs.fused_hr[0], *views[0], *lr])
         return DecoderOutput(token_logits, sam, iou, sam.new_zeros(0, MASK_SIDE, MASK_SIDE), t)
+
+    def _compile_decodes(self) -> None:
+        """What the plain engine's decoder is asked most."""
+        self._decodes: dict[Layout, openvino.InferRequest] = {}
+        decoder = self._plain.decoder
+        if (adapters := decoder.adapters) is None:
+            self._decodes[_FROZEN] = self._compile_frozen()
+            return
+        self._fuse = self._compile_fuse(adapters.hr)
+        self._decodes[_ADAPTED] = self._compile_decoder("adapted", AdaptedGraph(decoder))
+        if any(bool(last.any()) for last in adapters.lr.hf_mlp.layers[-1].parameters()):
+            self._decodes[_DUAL] = self._compile_decoder("dual", DualGraph(decoder))
 
     def _compile_fuse(self, adapter: Adapter) -> openvino.InferRequest:
         shapes = [(FUSED_ROWS * GRID, WIDTH), (adapter.early_channels, FUSED_ROWS, GRID)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -37,6 +38,9 @@ class TorchEngine:
         with torch.inference_mode(), self.autocast(self.precision.decoder):
             output: DecoderOutput = self.decoder(batch.layout, batch.inputs)
         return output
+
+    def beside(self, decoder: FastDecoder) -> Self:
+        return type(self)(self.encoder, decoder, self.device, self.precision)
 
     def autocast(self, dtype: torch.dtype) -> AbstractContextManager[object]:
         """The context in which a step of that precision runs."""

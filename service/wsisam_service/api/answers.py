@@ -62,6 +62,7 @@ def _result(result: PromptAnswer | PromptProblem, format: MaskFormat) -> dict[st
         "touches_edge": result.touches_edge,
         "refine": result.refine,
         "cache": result.cache,
+        "adapters": result.adapters.name if result.adapters else NO_ADAPTERS,
     }
     if format == "geojson":
         del document["mask"]

@@ -93,7 +93,11 @@ class SegmentBody(_Body):
 
     prompts: list[PromptBody] = Field(min_length=1, max_length=MAX_PROMPTS)
     model: Text | None = Field(None, description="The server's default model where absent.")
-    adapters: Text = Field(DEFAULT_ADAPTERS, description='"none" is the frozen SAM alone.')
+    adapters: Text = Field(
+        DEFAULT_ADAPTERS,
+        description='"default" are those that the tissue calls for, where there are several; or a name of /v1/info; '
+        '"none" is the frozen SAM alone.',
+    )
     mpp: Mpp | None = Field(
         None,
         description="µm per view pixel; the nearest step of the ladder is taken. Absent: from the prompt's extent.",
@@ -300,6 +304,7 @@ class ResultAnswer(BaseModel):
     touches_edge: bool | None = None
     refine: str | None = None
     cache: CacheAnswer | None = None
+    adapters: str | None = Field(None, description='Name of those that drew it, "none" for the frozen SAM.')
     geojson: dict[str, Any] | None = Field(None, description="A Feature; null for an empty mask. Not with format rle.")
     masks: list[RankedMaskAnswer] | None = Field(None, description="Only with multimask.")
     lr: LrAnswer | None = Field(None, description="Only with lr_mask.")
@@ -325,6 +330,7 @@ SEGMENT_ANSWER_EXAMPLE: dict[str, Any] = {
             "touches_edge": False,
             "refine": "q83vEjRWeJA…",
             "cache": {"hr": "l1", "lr": None},
+            "adapters": NO_ADAPTERS,
         }
     ],
 }
@@ -334,6 +340,8 @@ class SegmentAnswerModel(BaseModel):
     model_config = ConfigDict(json_schema_extra={"examples": [SEGMENT_ANSWER_EXAMPLE]})
 
     model: str
-    adapters: AdaptersAnswer | Literal["none"]
+    adapters: AdaptersAnswer | Literal["none"] = Field(
+        description="Those that were asked for; an answer may be drawn by others that know its tissue."
+    )
     warnings: list[str]
     results: list[ResultAnswer]

@@ -60,6 +60,10 @@ class AdaptersInfoAnswer(AdaptersAnswer):
     licence: str | None = None
 
 
+class OwnAdaptersAnswer(AdaptersInfoAnswer):
+    knows_tissue: bool = Field(description="Whether views like those of their training are recognised.")
+
+
 class ModelAnswer(BaseModel):
     name: str
     image_size: int
@@ -68,6 +72,9 @@ class ModelAnswer(BaseModel):
     default_mpp: float
     point_mpp: float
     adapters: AdaptersInfoAnswer | None
+    own_adapters: list[OwnAdaptersAnswer] = Field(
+        [], description="Further ones, each for the tissue it was trained on, or by name."
+    )
 
 
 class InfoAnswer(BaseModel):

@@ -249,6 +249,7 @@ def _result_words(result: DecodeResult | Exception) -> dict[str, Any]:
         "refine_id": result.refine_id,
         "cache_hr": result.cache_hr,
         "cache_lr": result.cache_lr,
+        "adapters": result.adapters,
     }
 
 
@@ -272,6 +273,7 @@ def _result(words: Mapping[str, Any]) -> DecodeResult | Exception:
         refine_id=words["refine_id"],
         cache_hr=words["cache_hr"],
         cache_lr=words["cache_lr"],
+        adapters=words.get("adapters", ""),
     )
 
 

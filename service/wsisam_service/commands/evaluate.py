@@ -12,7 +12,7 @@ from wsisam_model.train.samples import KINDS, ONE_CLICK
 from wsisam_service.commands.flags import UsageError, add_settings, settings_of
 from wsisam_service.commands.tissue_flags import add_tissue, progress_bar, tissue_of
 
-MODEL_SETTINGS = ("model", "adapters", "weights", "engine", "precision", "device", "threads")
+MODEL_SETTINGS = ("model", "adapters", "own_adapters", "weights", "engine", "precision", "device", "threads")
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from wsisam_service.settings import Settings, load_settings
 
-MODEL_SETTINGS = ("model", "adapters", "weights", "engine", "precision", "device", "threads")
+MODEL_SETTINGS = ("model", "adapters", "own_adapters", "weights", "engine", "precision", "device", "threads")
 CACHE_SETTINGS = ("store", "store_memory_bytes", "store_folder_bytes", "l1_bytes", "tile_cache_bytes")
 
 
@@ -29,7 +29,7 @@ def add_settings(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
             continue
         shown = field.default if isinstance(field.default, int | float) or field.default else None
         default = f" [{shown}]" if isinstance(shown, str | int | float) else ""
-        nargs = "+" if name == "slides" else None
+        nargs = "+" if name in ("slides", "own_adapters") else None
         metavar = name.rsplit("_", maxsplit=1)[-1].upper()
         group.add_argument(flag, nargs=nargs, metavar=metavar, default=argparse.SUPPRESS, help=help_text + default)
 

@@ -50,6 +50,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(options: argparse.Namespace) -> int:
     from wsisam_model.checkpoints import load_base_weights, save_adapters
     from wsisam_model.registry import base_weights_path, load_model
+    from wsisam_model.tissue import looks_of
     from wsisam_model.train.augment import changed_copies
     from wsisam_model.train.calibration import OBJECTS
     from wsisam_model.train.recipe import Recipe
@@ -64,6 +65,7 @@ def run(options: argparse.Namespace) -> int:
     dataset, held = tissue_of(options, config)
     samples = list(dataset.samples(seed=options.seed, finer=options.finer))
     print(f"{dataset.size} objects on {len(samples)} views to train on, {held.size} objects held out")
+    views = [sample.hr for sample in samples]
     samples = changed_copies(samples, recipe.copies, seed=recipe.seed)
     model = {name: getattr(settings, name) for name in MODEL_SETTINGS if name != "model"}
     predictor = load_model(settings.model, adapters="none", **model)
@@ -78,6 +80,7 @@ def run(options: argparse.Namespace) -> int:
         "base_sha256": base.sha256,
         "data": ", ".join(sorted({tissue.image.group_name for tissue in dataset.tissues})),
         "licence": options.licence,
+        "looks": looks_of(views, trainer.embed, config),
     }
     adapters.load_state_dict(part_of_the_way(start, trainer.average, recipe.kept))
     state = finished_state(adapters.cpu(), shrink=recipe.shrink, lr_shrink=recipe.lr_shrink)

@@ -17,6 +17,7 @@ from wsisam_model.prompts import Prompt
 from wsisam_service.jobs import ViewPixels
 
 if TYPE_CHECKING:
+    from wsisam_model.decoder_batch import DecodeRequest
     from wsisam_model.embedding import Embedding
     from wsisam_model.fast_decoder import DecoderView
     from wsisam_model.int8_embedding import Int8Embedding
@@ -52,11 +53,14 @@ V = TypeVar("V", bound=Prepared)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecodeItem(Generic[V]):
-    """One prompt on prepared views; `frozen` is SAM without adapters, which looks at `hr` alone."""
+    """One prompt on prepared views. `adapters` are those called so, None leaves it to how `hr` looks; `frozen` is SAM
+    without any, which looks at `hr` alone.
+    """
 
     hr: V
     lr: V | None
     prompt: Prompt
+    adapters: str | None = None
     frozen: bool = False
     multimask: bool = False
     lr_mask: bool = False
@@ -109,6 +113,11 @@ class AdapterFacts(Protocol):
         """Kinds of prompt that they were trained for, beyond the base's own."""
         ...
 
+    @property
+    def knows_tissue(self) -> bool:
+        """Whether views that look like those of their training are recognised."""
+        ...
+
 
 class Backend(Protocol[E, V]):
     """A model on a device. `encode`, `prepare` and `decode` are called from the device's thread only."""
@@ -122,7 +131,14 @@ class Backend(Protocol[E, V]):
         ...
 
     @property
-    def adapters(self) -> AdapterFacts | None: ...
+    def adapters(self) -> AdapterFacts | None:
+        """Those that are for all tissue."""
+        ...
+
+    @property
+    def own_adapters(self) -> Sequence[AdapterFacts]:
+        """Further ones, for the tissue that each was trained on, or by name; none without `adapters`."""
+        ...
 
     @property
     def device(self) -> str: ...
@@ -150,6 +166,10 @@ class Backend(Protocol[E, V]):
         ...
 
     def prepare(self, embedding: E) -> V: ...
+
+    def adapters_of(self, item: DecodeItem[V]) -> AdapterFacts | None:
+        """Those that answer `item`, None for the frozen SAM."""
+        ...
 
     def decode(self, items: Sequence[DecodeItem[V]]) -> Sequence[Decoded]: ...
 
@@ -191,6 +211,10 @@ class PredictorBackend:
         return self._predictor.adapters
 
     @property
+    def own_adapters(self) -> Sequence[AdapterFacts]:
+        return self._predictor.own
+
+    @property
     def device(self) -> str:
         return self._predictor.device
 
@@ -222,20 +246,22 @@ class PredictorBackend:
         return self._predictor.prepare(exact)
 
     def decode(self, items: Sequence[DecodeItem[DecoderView]]) -> Sequence[Decoded]:
-        return self._predictor.decode(
-            [
-                self._request(
-                    item.hr,
-                    item.lr,
-                    item.prompt,
-                    frozen=item.frozen,
-                    multimask=item.multimask,
-                    lr_mask=item.lr_mask,
-                    lr_sam=item.lr_sam,
-                )
-                for item in items
-            ]
-        )
+        return self._predictor.decode([self._asked(item) for item in items])
+
+    def adapters_of(self, item: DecodeItem[DecoderView]) -> AdapterFacts | None:
+        return self._predictor.adapters_of(self._asked(item))
 
     def upscale(self, logits: Logits, view_size: tuple[int, int]) -> Logits:
         return self._upscale(logits, self.config, view_size)
+
+    def _asked(self, item: DecodeItem[DecoderView]) -> DecodeRequest:
+        return self._request(
+            item.hr,
+            item.lr,
+            item.prompt,
+            adapters=item.adapters,
+            frozen=item.frozen,
+            multimask=item.multimask,
+            lr_mask=item.lr_mask,
+            lr_sam=item.lr_sam,
+        )

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -24,6 +24,7 @@ from wsisam_service.errors import NotReady, Overloaded, RefineExpired, ServiceEr
 from wsisam_service.execution.backend import AdapterFacts, Backend, Decoded, DecodeItem, E, V
 from wsisam_service.execution.batcher import Answer, Batcher, Lane
 from wsisam_service.execution.device_cache import DeviceCache, ReadyView
+from wsisam_service.execution.facts import executor_facts
 from wsisam_service.execution.memory import give_back
 from wsisam_service.execution.postprocess import draw, touched_borders
 from wsisam_service.execution.refine import RefineState, RefineStates
@@ -183,22 +184,15 @@ class LocalExecutor(Generic[E, V]):
 
     async def info(self) -> Mapping[str, Any]:
         """See `jobs.Executor`."""
-        first = next(iter(self._backends.values()))
-        return {
-            "models": [_facts(backend) for backend in self._backends.values()],
-            "device": first.device,
-            "precision": first.precision,
-            "engine": first.engine,
-            "warnings": [warning for backend in self._backends.values() for warning in backend.warnings],
-        }
+        return executor_facts(list(self._backends.values()))
 
     async def ready(self) -> bool:
         """See `jobs.Executor`."""
         return self._warm and self._batcher.healthy
 
     async def warm_up(self) -> None:
-        """Encode a view and decode a box with every model, so that the first click finds everything allocated; where
-        graphs are captured, also as many at once as several clients ask for.
+        """Encode a view and decode a box with every model and its adapters, so that the first click finds everything
+        allocated; where graphs are captured, also as many at once as several clients ask for.
         """
         for name, backend in self._backends.items():
             sizes = CAPTURED_SIZES if backend.captures_graphs else (1,)
@@ -206,8 +200,11 @@ class LocalExecutor(Generic[E, V]):
             image = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
             _, ready = await self._called_with(self._encodes, name, image, sizes)
             box = Prompt(box=(side * 0.25, side * 0.25, side * 0.75, side * 0.75))
-            lr = ready.view if backend.adapters is not None and backend.adapters.uses_lr else None
-            await self._called_with(self._decodes, name, DecodeItem(ready.view, lr, box), sizes)
+            sets: list[AdapterFacts | None] = [*_adapters_of(backend)] or [None]
+            for adapters in sets:
+                lr = ready.view if adapters is not None and adapters.uses_lr else None
+                called = None if adapters is None else adapters.name
+                await self._called_with(self._decodes, name, DecodeItem(ready.view, lr, box, adapters=called), sizes)
         for lane in (self._encodes, self._decodes):
             lane.seconds_per_item = 0.0  # the first call is no measure of those to come
         await asyncio.to_thread(give_back)
@@ -245,13 +242,11 @@ class LocalExecutor(Generic[E, V]):
             await self._forget(fingerprint)
 
     def _pair_of(self, job: DecodeJob) -> _Pair:
-        if job.adapters not in (DEFAULT_ADAPTERS, NO_ADAPTERS):
-            raise UnknownModel(f"the adapters are {DEFAULT_ADAPTERS!r} or {NO_ADAPTERS!r}")
-        return _Pair(job.hr, job.lr if self._needs_lr(job) else None)
-
-    def _needs_lr(self, job: DecodeJob) -> bool:
-        adapters = backend_of(self._backends, job.hr).adapters
-        return adapters is not None and not self._is_frozen(job) and (adapters.uses_lr or job.lr_mask)
+        offered = _adapters_of(backend_of(self._backends, job.hr))
+        if job.adapters not in (DEFAULT_ADAPTERS, NO_ADAPTERS, *(one.name for one in offered)):
+            raise UnknownModel(f"no adapters here are called {job.adapters!r}")
+        meant = [one for one in offered if job.adapters in (DEFAULT_ADAPTERS, one.name)]
+        return _Pair(job.hr, job.lr if meant and (job.lr_mask or any(one.uses_lr for one in meant)) else None)
 
     def _is_frozen(self, job: DecodeJob) -> bool:
         return backend_of(self._backends, job.hr).adapters is None or job.adapters == NO_ADAPTERS
@@ -321,16 +316,21 @@ class LocalExecutor(Generic[E, V]):
                 prompt = (await self._refine.load(job.refine_from)).continued(prompt, job.hr)
             except ServiceError as error:
                 return error
-        return DecodeItem(
+        item = DecodeItem(
             hr.ready.view,
             None if lr is None else lr.ready.view,
             prompt,
+            adapters=None if job.adapters == DEFAULT_ADAPTERS else job.adapters,
             frozen=self._is_frozen(job),
             multimask=job.multimask,
             lr_mask=job.lr_mask and lr is not None,
             # An answer that is corrected once will be again; the first one stays as cheap as it can be.
             lr_sam=job.refinable and job.refine_from is not None and lr is not None,
         )
+        drawn_by = backend_of(self._backends, job.hr).adapters_of(item)
+        # Of the sets that a view may call for, this one may not look at the wider view.
+        unused = drawn_by is None or not (drawn_by.uses_lr or job.lr_mask)
+        return replace(item, lr=None, lr_sam=False) if unused else item
 
     async def _recalled(self, job: DecodeJob) -> DecodeResult:
         """The answer that a token stands for, as it was given. Raises `RefineExpired`."""
@@ -339,7 +339,7 @@ class LocalExecutor(Generic[E, V]):
         if state.hr != job.hr:
             raise RefineExpired("the refine token is of another view")
         touches = touched_borders(rle.decode(state.answer.mask))
-        return DecodeResult([state.answer], touches, None, job.refine_from, "l1", None)
+        return DecodeResult([state.answer], touches, None, job.refine_from, "l1", None, adapters="")
 
     async def _answer(
         self,
@@ -361,6 +361,7 @@ class LocalExecutor(Generic[E, V]):
             self._pool, drawing, backend, answer.result, hr.ready.view_size, item.prompt
         )
         timings.span("mask", started, time.perf_counter())
+        drawn_by = backend.adapters_of(item)
         logits = answer.result.sam_logits_hr, answer.result.sam_logits_lr
         state = RefineState(job.hr, item.prompt, *logits, drawn.masks[0])
         return DecodeResult(
@@ -370,7 +371,12 @@ class LocalExecutor(Generic[E, V]):
             refine_id=self._refine.keep(state) if job.refinable else "",
             cache_hr=hr.tier,
             cache_lr=None if lr is None else lr.tier,
+            adapters=NO_ADAPTERS if drawn_by is None else drawn_by.name,
         )
+
+
+def _adapters_of(backend: Backend[Any, Any]) -> list[AdapterFacts]:
+    return [*([] if backend.adapters is None else [backend.adapters]), *backend.own_adapters]
 
 
 def _decode_lane(backends: Mapping[str, Backend[E, V]], *, max_batch: int) -> Lane[DecodeItem[V], Decoded]:
@@ -380,27 +386,3 @@ def _decode_lane(backends: Mapping[str, Backend[E, V]], *, max_batch: int) -> La
         return backends[model].decode(items)
 
     return Lane("decode", run, max_batch=max_batch, seconds=metrics.DECODE_SECONDS)
-
-
-def _facts(backend: Backend[E, V]) -> dict[str, Any]:
-    """A model as `/v1/info` shows it."""
-    config, adapters = backend.config, backend.adapters
-    return {
-        "name": config.name,
-        "key_prefix": backend.key_prefix,
-        "image_size": config.image_size,
-        "trained_prompts": sorted(config.trained_prompts),
-        "multimask": config.multimask,
-        "default_mpp": config.default_mpp,
-        "point_mpp": config.point_mpp,
-        "adapters": None if adapters is None else _adapter_facts(adapters),
-    }
-
-
-def _adapter_facts(adapters: AdapterFacts) -> dict[str, Any]:
-    return {
-        "name": adapters.name,
-        "sha256": adapters.sha256,
-        "licence": adapters.licence,
-        "trained_prompts": list(adapters.prompts),
-    }

@@ -27,19 +27,31 @@ class AdaptersOffer:
 
 @dataclass(frozen=True, slots=True)
 class ModelOffer:
-    """A model that the executor runs. `adapters` is None where it has the frozen SAM only."""
+    """A model that the executor runs. `adapters` is None where it has the frozen SAM only; `own` are further ones, for
+    the tissue that each was trained on.
+    """
 
     config: ModelConfig
     key_prefix: str
     adapters: AdaptersOffer | None
+    own: tuple[AdaptersOffer, ...] = ()
 
     def adapters_for(self, wanted: str) -> AdaptersOffer | None:
-        """The adapters that a request means, None for the frozen SAM. Raises `UnknownModel` for others."""
+        """The adapters that a request means, None for the frozen SAM; "default" are those for all tissue, in whose
+        place others may draw. Raises `UnknownModel`.
+        """
+        return self.may_draw(wanted)[0]
+
+    def may_draw(self, wanted: str) -> list[AdaptersOffer | None]:
+        """Those among which a view's look decides where a request wants `wanted`. Raises `UnknownModel`."""
         if wanted == NO_ADAPTERS:
-            return None
-        if wanted == DEFAULT_ADAPTERS or (self.adapters is not None and wanted == self.adapters.name):
-            return self.adapters
-        raise UnknownModel(f"adapters are {DEFAULT_ADAPTERS!r}, {NO_ADAPTERS!r} or the name that /v1/info gives")
+            return [None]
+        if wanted == DEFAULT_ADAPTERS:
+            return [self.adapters, *self.own]
+        named: list[AdaptersOffer | None] = [one for one in (self.adapters, *self.own) if one and one.name == wanted]
+        if not named:
+            raise UnknownModel(f"adapters are {DEFAULT_ADAPTERS!r}, {NO_ADAPTERS!r} or a name that /v1/info gives")
+        return named
 
 
 async def model_offer(executor: Executor, name: str | None) -> ModelOffer:
@@ -47,7 +59,9 @@ async def model_offer(executor: Executor, name: str | None) -> ModelOffer:
     models: list[Mapping[str, Any]] = (await executor.info())["models"]
     for facts in models:
         if name is None or facts["name"] == name:
-            return ModelOffer(model_config(facts["name"]), facts["key_prefix"], _adapters(facts.get("adapters")))
+            own = [_adapters(one) for one in facts.get("own_adapters", ())]
+            adapters = None if facts["adapters"] is None else _adapters(facts["adapters"])
+            return ModelOffer(model_config(facts["name"]), facts["key_prefix"], adapters, tuple(own))
     raise UnknownModel(f"no such model here; there are {', '.join(facts['name'] for facts in models)}")
 
 
@@ -73,7 +87,5 @@ def option_warnings(offer: ModelOffer, adapters: AdaptersOffer | None, *, multim
     return warnings
 
 
-def _adapters(facts: Mapping[str, Any] | None) -> AdaptersOffer | None:
-    if facts is None:
-        return None
+def _adapters(facts: Mapping[str, Any]) -> AdaptersOffer:
     return AdaptersOffer(facts["name"], facts["sha256"], frozenset(facts["trained_prompts"]))

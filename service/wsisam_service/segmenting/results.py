@@ -76,17 +76,17 @@ class Results:
         """
         check_dicom(slide)
         offer = await model_offer(self._executor, request.model)
-        adapters = offer.adapters_for(request.adapters)
-        algorithm = _algorithm(offer.config.name, adapters)
+        algorithms = [_algorithm(offer.config.name, one) for one in offer.may_draw(request.adapters)]
         if (request.geojson is None) == (not request.kept):
             raise InvalidRequest("give either geojson or refine")
         if request.geojson is not None:
             outlines = await asyncio.to_thread(outlines_of_collection, request.geojson)
-            _check_drawn_by(outlines, algorithm)
+            algorithm = _that_drew(outlines, algorithms)
         else:
-            sha256 = NO_ADAPTERS if adapters is None else adapters.sha256
+            by_sha256 = {algorithm.adapters_sha256 or NO_ADAPTERS: algorithm for algorithm in algorithms}
             tokens = [kept.refine for kept in request.kept]
-            recalled = await self._segmenter.recall(slide, tokens, offer, sha256)
+            recalled = await self._segmenter.recall(slide, tokens, offer, by_sha256)
+            algorithm = by_sha256[recalled[0].adapters]
             simplify = request.simplify if request.options.kind == "ann" else 0.0
             found = [
                 _outline(answer, class_name(kept.classification), simplify)
@@ -105,12 +105,14 @@ class Results:
         problems = [result for result in answer.results if isinstance(result, PromptProblem)]
         if problems:
             raise EveryPromptFailed(problems)
-        algorithm = _algorithm(answer.model, answer.adapters)
+        answers = [result for result in answer.results if isinstance(result, PromptAnswer)]
+        if any(result.adapters != answers[0].adapters for result in answers):
+            raise InvalidRequest("the outlines were drawn by different adapters; ask with those of one name")
+        algorithm = _algorithm(answer.model, answers[0].adapters)
         simplify = request.simplify if kind == "ann" else 0.0
         found = [
             _outline(result, class_name(prompt.classification), simplify)
-            for result, prompt in zip(answer.results, request.prompts, strict=True)
-            if isinstance(result, PromptAnswer)
+            for result, prompt in zip(answers, request.prompts, strict=True)
         ]
         outlines = [outline for outline in found if outline is not None]
         return await self._make(slide, outlines, algorithm, ResultOptions(kind))
@@ -167,11 +169,23 @@ def _outline(answer: PromptAnswer | Recalled, label: str | None, simplify: float
     return None if area is None else Outline(area, label, answer.predicted_iou, view.mpp)
 
 
-def _check_drawn_by(outlines: Sequence[Outline], algorithm: Algorithm) -> None:
-    """A Feature that names what drew it is not signed by anything else."""
+def _that_drew(outlines: Sequence[Outline], algorithms: Sequence[Algorithm]) -> Algorithm:
+    """The first of `algorithms` that may have drawn all outlines. A Feature that names what drew it is not signed by
+    anything else: raises `InvalidRequest`.
+    """
+    strangers = [_stranger(outlines, algorithm) for algorithm in algorithms]
+    for algorithm, stranger in zip(algorithms, strangers, strict=True):
+        if stranger is None:
+            return algorithm
+    raise InvalidRequest(
+        f"geojson.features[{strangers[0]}] was drawn by another model or other adapters; name them in the request"
+    )
+
+
+def _stranger(outlines: Sequence[Outline], algorithm: Algorithm) -> int | None:
+    """The first outline that says something else drew it."""
+    own = algorithm.adapters or NO_ADAPTERS
     for number, outline in enumerate(outlines):
-        model, adapters = outline.model or algorithm.model, outline.adapters or algorithm.adapters or NO_ADAPTERS
-        if (model, adapters) != (algorithm.model, algorithm.adapters or NO_ADAPTERS):
-            raise InvalidRequest(
-                f"geojson.features[{number}] was drawn by another model or other adapters; name them in the request"
-            )
+        if (outline.model or algorithm.model, outline.adapters or own) != (algorithm.model, own):
+            return number
+    return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -97,8 +97,14 @@ class CacheTiers:
 
 
 @dataclass(frozen=True, slots=True)
+class AdaptersUsed:
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class PromptAnswer:
-    """The answer to one prompt.
+    """The answer to one prompt. `adapters` drew it, None for the frozen model.
 
     `bbox` (x0, y0, x1, y1) is in pixels of the request's frame, None for an empty mask. `geojson` is None for an empty
     mask and where it was not asked for. `masks` is None without multimask, `lr` without lr_mask.
@@ -116,6 +122,7 @@ class PromptAnswer:
     geojson: Feature | None
     masks: tuple[RankedMask, ...] | None
     lr: LrAnswer | None
+    adapters: AdaptersUsed | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,14 +134,10 @@ class PromptProblem:
 
 
 @dataclass(frozen=True, slots=True)
-class AdaptersUsed:
-    name: str
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True)
 class SegmentAnswer:
-    """`results` in the order of the prompts, at least one an answer. `adapters` is None for the frozen model."""
+    """`results` in the order of the prompts, at least one an answer. `adapters` are those that were asked for, None for
+    the frozen model; where they leave it to how a view looks, its answer may be drawn by others.
+    """
 
     model: str
     adapters: AdaptersUsed | None
@@ -144,11 +147,14 @@ class SegmentAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Recalled:
-    """An answer as it was given, by its refine token: `mask` covers `view`."""
+    """An answer as it was given, by its refine token: `mask` covers `view`. `adapters` is the SHA-256 of those that
+    drew it, "none" for the frozen model.
+    """
 
     mask: Rle
     view: ViewRect
     predicted_iou: float
+    adapters: str
 
 
 class EveryPromptFailed(ServiceError):
@@ -211,19 +217,20 @@ class Segmenter:
             raise EveryPromptFailed(problems)
         kinds = {kind for plan in plans.values() for kind in plan.spec.kinds()}
         warnings += prompt_warnings(offer, call.adapters, kinds)
-        used = None if call.adapters is None else AdaptersUsed(call.adapters.name, call.adapters.sha256)
-        return SegmentAnswer(offer.config.name, used, tuple(warnings), results)
+        return SegmentAnswer(offer.config.name, _used(call.adapters), tuple(warnings), results)
 
-    async def recall(self, slide: Slide, tokens: Sequence[str], offer: ModelOffer, adapters: str) -> list[Recalled]:
-        """The answers that `tokens` stand for, in order. `adapters` is the SHA-256 of those that drew all of them, or
-        "none". Raises `RefineExpired` where one is gone, or of another slide, model or adapters.
+    async def recall(
+        self, slide: Slide, tokens: Sequence[str], offer: ModelOffer, adapters: Collection[str]
+    ) -> list[Recalled]:
+        """The answers that `tokens` stand for, in order; one of `adapters`, SHA-256s or "none", drew all of them.
+        Raises `RefineExpired` where one is gone, or of another slide, model or adapters.
         """
         views = self.views(slide, offer)
         earlier = [self._signer.verify(token) for token in tokens]
         for token in earlier:
             if (token.model, token.fingerprint) != (offer.config.name, slide.fingerprint):
                 raise RefineExpired("the refine token is of another slide or model")
-            if token.adapters != adapters:
+            if token.adapters not in adapters or token.adapters != earlier[0].adapters:
                 raise RefineExpired("the refine token is of other adapters; name those that drew the outline")
         jobs = [
             DecodeJob(views.key(token.view), None, Prompt(), refine_from=token.refine_id, recall=True)
@@ -236,7 +243,7 @@ class Segmenter:
                 if isinstance(result, Exception):
                     raise result
                 first = result.masks[0]
-                recalled.append(Recalled(first.mask, _rect(token.view), first.predicted_iou))
+                recalled.append(Recalled(first.mask, _rect(token.view), first.predicted_iou, token.adapters))
         return recalled
 
     def _call(self, slide: Slide, request: SegmentRequest, offer: ModelOffer) -> tuple[_Call, list[str]]:
@@ -305,7 +312,8 @@ class Segmenter:
         first = result.masks[0]
         mask = rle.decode(first.mask)
         area_um2 = float(np.count_nonzero(mask)) * view.mpp**2
-        adapters = NO_ADAPTERS if call.adapters is None else call.adapters.sha256
+        drawn_by = _drawn_by(call, result)
+        adapters = NO_ADAPTERS if drawn_by is None else drawn_by.sha256
         token = RefineToken(result.refine_id, call.offer.config.name, call.slide.fingerprint, view, adapters)
         ranked = tuple(RankedMask(one.mask, one.predicted_iou) for one in result.masks)
         return PromptAnswer(
@@ -318,9 +326,10 @@ class Segmenter:
             touches_edge=call.planner.is_cut(view, result.touches),
             refine=self._signer.sign(token),
             cache=CacheTiers(result.cache_hr, result.cache_lr),
-            geojson=_feature(call, plan, mask, area_um2, first.predicted_iou),
+            geojson=_feature(call, decoded, mask, area_um2),
             masks=ranked if call.request.multimask else None,
             lr=None if result.lr_mask is None else LrAnswer(result.lr_mask, _rect(view.coarser())),
+            adapters=_used(drawn_by),
         )
 
 
@@ -343,7 +352,8 @@ def _job(call: _Call, plan: Plan) -> DecodeJob:
         hr=call.views.key(plan.view),
         lr=None if frozen else call.views.key(plan.view.coarser()),
         prompt=replace(plan.target.prompt(plan.view), wider=guess and plan.wider),
-        adapters=NO_ADAPTERS if frozen else DEFAULT_ADAPTERS,
+        # A worker that is a version older knows no names.
+        adapters=NO_ADAPTERS if frozen else call.request.adapters if call.offer.own else DEFAULT_ADAPTERS,
         multimask=call.request.multimask,
         lr_mask=call.request.lr_mask and not frozen,
         refine_from=None if plan.earlier is None else plan.earlier.refine_id,
@@ -357,23 +367,34 @@ def _is_steadier(earlier: DecodeResult, later: DecodeResult) -> bool:
     return before is not None and after is not None and before >= after
 
 
+def _drawn_by(call: _Call, result: DecodeResult) -> AdaptersOffer | None:
+    """The adapters of an answer, None for the frozen SAM."""
+    may = call.offer.may_draw(call.request.adapters)
+    return next((one for one in may if one is not None and one.name == result.adapters), call.adapters)
+
+
+def _used(adapters: AdaptersOffer | None) -> AdaptersUsed | None:
+    return None if adapters is None else AdaptersUsed(adapters.name, adapters.sha256)
+
+
 def _rect(view: View) -> ViewRect:
     x, y = view.origin_level0
     return ViewRect(x, y, view.size_level0, view.size_level0, view.mpp, (view.side, view.side))
 
 
-def _feature(call: _Call, plan: Plan, mask: rle.Mask, area_um2: float, predicted_iou: float) -> Feature | None:
+def _feature(call: _Call, decoded: _Decoded, mask: rle.Mask, area_um2: float) -> Feature | None:
     if call.request.format == "rle":
         return None
+    plan, drawn_by = decoded.plan, _drawn_by(call, decoded.result)
     area = geojson.outline(mask, call.planner.placement(plan.view), call.request.simplify)
     if area is None:
         return None
     metadata = {
         "model": call.offer.config.name,
-        "adapters": NO_ADAPTERS if call.adapters is None else call.adapters.name,
+        "adapters": NO_ADAPTERS if drawn_by is None else drawn_by.name,
         "prompt": plan.spec.described(),
         "mpp": f"{plan.view.mpp:g}",
         "request": call.request.request_id,
     }
-    measurements = {"Area µm²": area_um2, "Predicted IoU": predicted_iou}
+    measurements = {"Area µm²": area_um2, "Predicted IoU": decoded.result.masks[0].predicted_iou}
     return geojson.feature(area, classification=plan.classification, measurements=measurements, metadata=metadata)
