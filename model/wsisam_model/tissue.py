@@ -30,7 +30,7 @@ NEAREST = 3
 USUAL = 0.9
 """The part of a set's own training views whose distance from each other counts as usual."""
 REACH = 1.5
-"""A view belongs to a set up to this many times the usual distance."""
+"""A view belongs to a set up to this many times the usual distance (docs/TRAINING.md)."""
 
 
 def white_view(config: ModelConfig) -> Pixels:
@@ -78,7 +78,7 @@ class TissueChoice:
     def __init__(self, own: Mapping[str, Tensor], everywhere: Tensor | None = None) -> None:
         self._own = {}
         for name, looks in own.items():
-            others = [other for others_name, other in own.items() if others_name != name]
+            others = [other for called, other in own.items() if called != name]
             self._own[name] = _Known(looks, others if everywhere is None else [*others, everywhere])
 
     def __call__(self, look: Tensor | None) -> str | None:
@@ -86,8 +86,8 @@ class TissueChoice:
         if look is None:
             return None
         far = {name: known.farness(look) for name, known in self._own.items()}
-        name = min(far, key=lambda name: far[name], default=None)
-        return None if name is None or far[name] > 1 else name
+        nearest = min(far, key=lambda name: far[name])
+        return nearest if far[nearest] <= 1 else None
 
 
 class _Known:

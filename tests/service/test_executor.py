@@ -269,7 +269,7 @@ async def test_a_view_goes_to_the_adapters_that_know_its_tissue_or_that_are_name
     drawn_by = [result.adapters for result in results if isinstance(result, DecodeResult)]
     assert drawn_by == ["kidney", "kidney", "liver", "default", "none", "kidney"]
     wide = {item.adapters: item.lr is not None for item in rig.model.decoded if item.hr.grey == KIDNEY}
-    assert wide == {None: False, "liver": True}  # kidney's do not look at the wider view
+    assert wide == {"kidney": False, "liver": True}
     (stranger,) = await rig.decode(replace(kidney, adapters="bone"))
     assert isinstance(stranger, UnknownModel)
 

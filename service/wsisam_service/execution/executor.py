@@ -320,7 +320,7 @@ class LocalExecutor(Generic[E, V]):
             hr.ready.view,
             None if lr is None else lr.ready.view,
             prompt,
-            adapters=None if job.adapters == DEFAULT_ADAPTERS else job.adapters,
+            adapters=None if job.adapters in (DEFAULT_ADAPTERS, NO_ADAPTERS) else job.adapters,
             frozen=self._is_frozen(job),
             multimask=job.multimask,
             lr_mask=job.lr_mask and lr is not None,
@@ -328,9 +328,11 @@ class LocalExecutor(Generic[E, V]):
             lr_sam=job.refinable and job.refine_from is not None and lr is not None,
         )
         drawn_by = backend_of(self._backends, job.hr).adapters_of(item)
+        if drawn_by is None:
+            return item
         # Of the sets that a view may call for, this one may not look at the wider view.
-        unused = drawn_by is None or not (drawn_by.uses_lr or job.lr_mask)
-        return replace(item, lr=None, lr_sam=False) if unused else item
+        wide = item.lr is not None and (drawn_by.uses_lr or job.lr_mask)
+        return replace(item, adapters=drawn_by.name, lr=item.lr if wide else None, lr_sam=item.lr_sam and wide)
 
     async def _recalled(self, job: DecodeJob) -> DecodeResult:
         """The answer that a token stands for, as it was given. Raises `RefineExpired`."""
@@ -361,7 +363,6 @@ class LocalExecutor(Generic[E, V]):
             self._pool, drawing, backend, answer.result, hr.ready.view_size, item.prompt
         )
         timings.span("mask", started, time.perf_counter())
-        drawn_by = backend.adapters_of(item)
         logits = answer.result.sam_logits_hr, answer.result.sam_logits_lr
         state = RefineState(job.hr, item.prompt, *logits, drawn.masks[0])
         return DecodeResult(
@@ -371,7 +372,7 @@ class LocalExecutor(Generic[E, V]):
             refine_id=self._refine.keep(state) if job.refinable else "",
             cache_hr=hr.tier,
             cache_lr=None if lr is None else lr.tier,
-            adapters=NO_ADAPTERS if drawn_by is None else drawn_by.name,
+            adapters=item.adapters or NO_ADAPTERS,
         )
 
 
