@@ -147,14 +147,20 @@ def test_a_calibration_of_another_shape_is_refused() -> None:
 
 def test_the_report_pairs_variants_by_object(tmp_path: Path) -> None:
     def score(name: str, variant: str, value: float) -> Score:
-        return Score(name, "glas", name[0], "tight", variant, value, value, value, value, 5000.0, 0.4, cut=False)
+        drawn_by = "none" if variant == FROZEN else {"a1": "mine", "b1": "kidney"}[name]
+        values = (value, value, value, value)
+        return Score(name, "glas", name[0], "tight", variant, drawn_by, *values, 5000.0, 0.4, cut=False)
 
     scores = [score("a1", FROZEN, 0.5), score("a1", HR, 0.6), score("b1", FROZEN, 0.9), score("b1", HR, 0.8)]
     clicks = [Clicks("a1", "glas", "a", HR, (0.5, 0.86, 0.91) + (0.91,) * 17)]
-    write_report(Results("lite_medsam", "mine", scores, clicks, [("glas/x", "it is black all over")]), tmp_path)
+    rejected = [("glas/x", "it is black all over")]
+    write_report(Results("lite_medsam", "mine", scores, clicks, rejected, own_adapters=["kidney", "liver"]), tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "| tight | +0.000 [-0.100 to +0.100; -0.100 to +0.100] |" in text
     assert "| HR | 0.500 | 0.860 | 0.910 | 0.910 | 0.910 | 0.910 | 2.0 (0%) | 3.0 (0%) |" in text
+    assert (
+        "| set | answers | mine | kidney | liver |\n|---|---|---|---|---|\n| glas | 2 | 50.0% | 50.0% | 0.0% |" in text
+    )
     assert "glas/x: it is black all over" in text
     assert json.loads((tmp_path / "scores.json").read_text())["scores"][1]["dice"] == 0.6
 
@@ -177,6 +183,9 @@ class TwoLooks:
 
     def prepare(self, embedding: object) -> object:
         return embedding
+
+    def adapters_of(self, request: DecodeRequest) -> None:
+        return None
 
     def decode(self, requests: Sequence[DecodeRequest]) -> list[Decoded]:
         (request,) = requests

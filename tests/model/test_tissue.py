@@ -134,20 +134,31 @@ BOX = Prompt(box=(40.0, 50.0, 170.0, 200.0))
 CLICK = Prompt(points=((100.0, 120.0),), labels=(1,))
 
 
-@pytest.mark.parametrize("engine", ["torch", "openvino"])
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.parametrize(
+    ("engine", "device"),
+    [
+        ("torch", "cpu"),
+        ("openvino", "cpu"),
+        pytest.param("cuda-graphs", "cuda", marks=[pytest.mark.gpu, needs_cuda]),
+    ],
+)
 def test_every_set_answers_as_it_would_alone(
-    base: BaseWeights, sets: Mapping[str, AdapterWeights], engine: str
+    base: BaseWeights, sets: Mapping[str, AdapterWeights], engine: str, device: str
 ) -> None:
     if engine == "openvino":
         pytest.importorskip("openvino", reason="needs the extra wsisam[fast]")
-    names = ["all", "kidney", "liver"] if engine == "torch" else ["all", "kidney"]  # each is converted
+    names = ["all", "kidney"] if engine == "openvino" else ["all", "kidney", "liver"]  # each is converted
     own = [sets[name] for name in names[1:]]
-    together = Predictor(CONFIG, base, sets["all"], own=own, device="cpu", engine=engine)
+    options = {"device": device, "engine": "auto" if device == "cuda" else engine, "precision": "float32"}
+    together = Predictor(CONFIG, base, sets["all"], own=own, **options)
     assert (together.engine, together.warnings) == (engine, ())
     embeddings = dict(zip(("kidney", "all"), together.encode([tissue(9), 255 - tissue(9) // 8]), strict=True))
     views = {knows: together.prepare(embedding) for knows, embedding in embeddings.items()}
     for name in names:
-        alone = Predictor(CONFIG, base, sets[name], device="cpu", engine=engine)
+        alone = Predictor(CONFIG, base, sets[name], **options)
         for knows, view in views.items():
             own_view = alone.prepare(embeddings[knows])
             expected = alone.decode([DecodeRequest(own_view, None, prompt) for prompt in (BOX, CLICK)])

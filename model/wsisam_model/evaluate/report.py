@@ -23,10 +23,13 @@ class Results:
 
     model: str
     adapters: str
+    """Those for all tissue."""
     scores: Sequence[Score]
     clicks: Sequence[Clicks] = field(default_factory=tuple)
     rejected: Sequence[tuple[str, str]] = field(default_factory=tuple)
     """What was left out, and why."""
+    own_adapters: Sequence[str] = ()
+    """Those beside them that have a tissue of their own."""
 
 
 def write_report(results: Results, folder: Path) -> None:
@@ -36,6 +39,7 @@ def write_report(results: Results, folder: Path) -> None:
     document = {
         "model": results.model,
         "adapters": results.adapters,
+        "own_adapters": list(results.own_adapters),
         "scores": [asdict(score) for score in results.scores],
         "clicks": [asdict(clicks) for clicks in results.clicks],
         "rejected": [{"what": what, "reason": reason} for what, reason in results.rejected],
@@ -84,6 +88,8 @@ def markdown(results: Results) -> str:
         "",
         *_calibration(scores),
     ]
+    if results.own_adapters:
+        lines += ["", "## Who drew what", "", *_drawn_by(scores, [results.adapters, *results.own_adapters])]
     if results.clicks:
         lines += ["", "## Clicks", "", *_click_table(results.clicks)]
     if results.rejected:
@@ -142,6 +148,16 @@ def _calibration(scores: Sequence[Score]) -> list[str]:
         predicted, true = [score.predicted_iou for score in chosen], [score.iou for score in chosen]
         error = float(np.mean(np.abs(np.subtract(predicted, true))))
         lines.append(f"| {variant} | {spearman(predicted, true):.3f} | {error:.3f} |")
+    return lines
+
+
+def _drawn_by(scores: Sequence[Score], adapters: Sequence[str]) -> list[str]:
+    """The part of each set's answers that each of `adapters` drew."""
+    lines = [f"| set | answers | {' | '.join(adapters)} |", "|---" * (len(adapters) + 2) + "|"]
+    for name in _ordered(score.dataset for score in scores):
+        drawn = [score.adapters for score in scores if score.dataset == name and score.variant != FROZEN]
+        parts = [f"{drawn.count(one) / len(drawn):.1%}" for one in adapters]
+        lines.append(f"| {name} | {len(drawn)} | {' | '.join(parts)} |")
     return lines
 
 

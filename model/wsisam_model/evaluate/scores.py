@@ -38,6 +38,8 @@ class Score:
     group: str
     kind: str
     variant: str
+    adapters: str
+    """Those that drew the answer, "none" for the frozen SAM."""
     dice: float
     iou: float
     boundary_f: float
@@ -80,6 +82,12 @@ class Answers:
         request = DecodeRequest(self._view(sample.hr), lr, prompt, frozen=variant == FROZEN, lr_sam=lr is not None)
         return self.predictor.decode([request])[0]
 
+    def drawn_by(self, case: Case, variant: str) -> str:
+        """Name of the adapters that answer `case`, "none" for the frozen SAM."""
+        request = DecodeRequest(self._view(case.sample.hr), None, case.prompt, frozen=variant == FROZEN)
+        adapters = self.predictor.adapters_of(request)
+        return "none" if adapters is None else adapters.name
+
     def answer(self, case: Case, variant: str) -> tuple[Case, Decoded, Mask]:
         """What the service answers, and on which view: for clicks the wider one where that answer is more stable. The
         mask still has the specks that the service does not draw.
@@ -117,7 +125,7 @@ def score_cases(answers: Answers, cases: Iterable[Case], variants: Sequence[str]
     for case in cases:
         for variant in variants:
             asked, decoded, mask = answers.answer(case, variant)
-            yield _score(asked, variant, decoded, mask)
+            yield _score(asked, variant, answers.drawn_by(asked, variant), decoded, mask)
 
 
 def score_wrong_lr(answers: Answers, cases: Sequence[Case]) -> Iterator[Score]:
@@ -127,7 +135,7 @@ def score_wrong_lr(answers: Answers, cases: Sequence[Case]) -> Iterator[Score]:
     for case, other in zip(cases, [*cases[len(cases) // 2 :], *cases[: len(cases) // 2]], strict=True):
         asked, _, _ = answers.answer(case, HR_LR)
         decoded = answers.decode(asked.sample, asked.prompt, WRONG_LR, wrong_lr=other.sample.lr)
-        yield _score(asked, WRONG_LR, decoded, answers.mask(decoded, asked.sample))
+        yield _score(asked, WRONG_LR, answers.drawn_by(asked, WRONG_LR), decoded, answers.mask(decoded, asked.sample))
 
 
 def score_clicks(
@@ -175,7 +183,7 @@ def _click_through(answers: Answers, case: Case, variant: str, with_masks: bool)
         yield dice(answer, sample.mask)
 
 
-def _score(case: Case, variant: str, decoded: Decoded, mask: Mask) -> Score:
+def _score(case: Case, variant: str, adapters: str, decoded: Decoded, mask: Mask) -> Score:
     sample = case.sample
     return Score(
         object_id=sample.object_id,
@@ -183,6 +191,7 @@ def _score(case: Case, variant: str, decoded: Decoded, mask: Mask) -> Score:
         group=sample.group,
         kind=case.kind,
         variant=variant,
+        adapters=adapters,
         dice=dice(mask, sample.mask),
         iou=iou(mask, sample.mask),
         boundary_f=boundary_f(mask, sample.mask),

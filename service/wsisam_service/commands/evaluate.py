@@ -66,6 +66,7 @@ def run(options: argparse.Namespace) -> int:
         adapters=adapters.name if adapters else "none",
         scores=scores,
         clicks=clicks,
+        own_adapters=[own.name for own in predictor.own],
         rejected=[(rejection.what, rejection.reason) for rejection in held.rejections],
     )
     write_report(results, options.output)
