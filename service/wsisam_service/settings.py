@@ -281,6 +281,7 @@ class Settings(BaseSettings):
         shown["store"] = _without_password(self.store)
         shown["pacs"] = ", ".join(one.root for one in self.pacs) or "(none)"
         shown["slides"] = ", ".join(_without_password(root) for root in self.slides) or "(none)"
+        shown["own_adapters"] = ", ".join(map(str, self.own_adapters)) or "(none)"
         shown["secret"] = "set" if self.fingerprint_key else "random for this process; refine tokens end with it"
         width = max(map(len, shown))
         return "\n".join(f"  {name:<{width}}  {value}" for name, value in shown.items())

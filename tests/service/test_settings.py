@@ -19,9 +19,11 @@ def test_flags_win_over_environment_over_file(tmp_path: Path, monkeypatch: pytes
     assert (settings.slides, settings.max_body_bytes, settings.port, settings.threads) == (("from-file",), 1, 2, 3)
 
 
-def test_environment_splits_slide_roots_at_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_splits_lists_at_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WSISAM_SLIDES", "/slides/a, s3://bucket/b")
     assert load_settings({}).slides == ("/slides/a", "s3://bucket/b")
+    monkeypatch.setenv("WSISAM_OWN_ADAPTERS", "kidney.safetensors, liver.safetensors")
+    assert [path.stem for path in load_settings({}).own_adapters] == ["kidney", "liver"]
 
 
 def test_settings_file_is_found_through_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
