@@ -196,6 +196,20 @@ def test_qupath_annotations_are_read_with_holes_and_without_points(tmp_path: Pat
     assert image.objects[0].outline.area == 100 * 100 - 20 * 20
 
 
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "7", '["a"]', '{"features": 3}', '[{"geometry": {"type": "Polygon"}}]', "\x00"]
+    + [json.dumps({"geometry": {"type": "Polygon", "coordinates": c}}) for c in (3, [[1, 2]], [[[0, 0], [1, 1]]], "x")],
+)
+def test_a_file_that_is_no_geojson_of_areas_is_told_by_name(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "objects.geojson"
+    path.write_text(content)
+    with pytest.raises(InvalidRequest, match=r"objects\.geojson"):
+        read_geojson(tmp_path / "slide.svs", path)
+    with pytest.raises(InvalidRequest, match=r"gone\.geojson"):
+        read_geojson(tmp_path / "slide.svs", tmp_path / "gone.geojson")
+
+
 def test_a_folder_without_a_description_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match=r"no meta\.json"):
         load([str(tmp_path)], CONFIG)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -89,7 +90,7 @@ def read_source(source: str) -> list[AnnotatedImage]:
 
 def read_label_folder(folder: Path) -> list[AnnotatedImage]:
     """Images with instance label PNGs. The patient, or else the group, or else the whole set is the unit of splits."""
-    meta = json.loads((folder / "meta.json").read_text())
+    meta = _read_json(folder / "meta.json")
     images = []
     for entry in meta["images"]:
         read = cv2.imread(str(folder / entry["mask"]), cv2.IMREAD_UNCHANGED)
@@ -144,15 +145,25 @@ def label_boxes(labels: Labels) -> dict[int, tuple[int, int, int, int]]:
 def read_geojson(slide: Path, annotations: Path) -> AnnotatedImage:
     """A slide with the areas of a QuPath GeoJSON (a FeatureCollection, a list, or one Feature), in level-0 pixels.
 
-    Lines and points are passed over. The slide is its own unit of splits.
+    Lines and points are passed over. The slide is its own unit of splits. Raises `InvalidRequest` for any other file.
     """
-    document = json.loads(annotations.read_text())
-    features = document.get("features", [document]) if isinstance(document, dict) else document
+    document = _read_json(annotations)
     objects = []
-    for number, feature in enumerate(features):
-        geometry = feature.get("geometry") or {}
-        if geometry.get("type") not in ("Polygon", "MultiPolygon"):
-            continue
-        outline = shapely.make_valid(shapely.geometry.shape(geometry))
-        objects.append(AnnotatedObject(f"{slide.stem}/{feature.get('id', number)}", outline, cut=False))
+    try:
+        features = document.get("features", [document]) if isinstance(document, dict) else document
+        for number, feature in enumerate(features):
+            geometry = feature.get("geometry") or {}
+            if geometry.get("type") not in ("Polygon", "MultiPolygon"):
+                continue
+            outline = shapely.make_valid(shapely.geometry.shape(geometry))
+            objects.append(AnnotatedObject(f"{slide.stem}/{feature.get('id', number)}", outline, cut=False))
+    except (AttributeError, KeyError, TypeError, ValueError, shapely.errors.ShapelyError) as error:
+        raise InvalidRequest(f"{annotations.name} is no GeoJSON as QuPath exports it") from error
     return AnnotatedImage(slide.stem, slide.stem, slide.stem, slide, None, tuple(objects))
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InvalidRequest(f"{path.name} cannot be read as JSON: {error}") from error
