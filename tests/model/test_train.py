@@ -324,6 +324,10 @@ def test_a_recipe_takes_changes_by_name() -> None:
     assert (recipe.steps, recipe.branches, recipe.boxes) == (7, "hr", 0.5)
     with pytest.raises(ValueError, match="a recipe has no 'step'"):
         Recipe.from_settings(["step=7"])
+    further = Recipe.from_settings(["steps=7"], further=True)
+    assert (further.steps, further.branches) == (7, "hr")
+    assert further.learning_rate < recipe.learning_rate
+    assert further.kept < recipe.kept
 
 
 def test_copies_change_views_and_masks_alike(sample: Sample) -> None:

@@ -144,7 +144,8 @@ class Trainer:
         scale = self._schedule()
         for group, rate in zip(self.optimiser.param_groups, self._rates, strict=True):
             group["lr"] = rate * scale
-        chosen = rng.choice(len(self.samples), self.recipe.samples_per_step, replace=False, p=self.weights)
+        count = min(self.recipe.samples_per_step, len(self.samples))
+        chosen = rng.choice(len(self.samples), count, replace=False, p=self.weights)
         drafts = self._corrected([d for index in chosen for d in self._drafts(self.samples[index], rng)], rng)
         losses = self._losses(drafts)
         self.optimiser.zero_grad()

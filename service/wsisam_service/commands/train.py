@@ -36,11 +36,15 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--run", type=Path, metavar="FOLDER", dest="run_folder", help="checkpoint, log and curve [OUTPUT.run]"
     )
     parser.add_argument(
-        "--start", default="fresh", metavar="FILE", help='"fresh", "default" or "open" (those that ship), or a file'
+        "--start",
+        default="fresh",
+        metavar="FILE",
+        help='"fresh"; or what to go on from, for which few objects are enough: "default", "open" (those that ship), '
+        "or a file",
     )
     parser.add_argument("--licence", default="not stated", help="terms for the adapters, which the data decide")
     parser.add_argument(
-        "--set", nargs="*", default=[], metavar="NAME=VALUE", dest="changes", help="changes of the recipe"
+        "--set", nargs="*", default=[], metavar="NAME=VALUE", dest="changes", help="changes of the recipe of that start"
     )
     parser.add_argument("--finer", action="store_true", help="also views one step finer than the service takes")
     add_settings(parser, MODEL_SETTINGS)
@@ -58,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
 
     settings = settings_of(options)
     try:
-        recipe = Recipe.from_settings([f"seed={options.seed}", *options.changes])
+        recipe = Recipe.from_settings([f"seed={options.seed}", *options.changes], further=options.start != "fresh")
     except ValueError as error:
         raise UsageError(str(error)) from error
     config = model_config(settings.model)
