@@ -402,6 +402,10 @@ async def test_every_answer_says_which_adapters_drew_it() -> None:
         assert isinstance(answer, PromptAnswer)
         assert answer.adapters is not None
         assert answer.adapters.name == named
+        correction = PromptSpec(points=((2060, 2060, 0),), refine=answer.refine)
+        (corrected,) = (await segment(executor, SegmentRequest([correction]))).results
+        assert isinstance(corrected, PromptAnswer)
+        assert corrected.adapters == answer.adapters, "a correction stays with those that drew what it corrects"
 
 
 async def test_what_is_not_on_offer_is_unknown() -> None:

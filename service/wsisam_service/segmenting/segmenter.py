@@ -352,13 +352,23 @@ def _job(call: _Call, plan: Plan) -> DecodeJob:
         hr=call.views.key(plan.view),
         lr=None if frozen else call.views.key(plan.view.coarser()),
         prompt=replace(plan.target.prompt(plan.view), wider=guess and plan.wider),
-        # A worker that is a version older knows no names.
-        adapters=NO_ADAPTERS if frozen else call.request.adapters if call.offer.own else DEFAULT_ADAPTERS,
+        adapters=NO_ADAPTERS if frozen else _asked(call, plan),
         multimask=call.request.multimask,
         lr_mask=call.request.lr_mask and not frozen,
         refine_from=None if plan.earlier is None else plan.earlier.refine_id,
         stability_offset=OFFSET if guess else None,
     )
+
+
+def _asked(call: _Call, plan: Plan) -> str:
+    """The adapters that a job asks for: those that drew the answer which it corrects, where the request names none."""
+    if not call.offer.own:
+        return DEFAULT_ADAPTERS  # a worker that is a version older knows no names
+    wanted = call.request.adapters
+    if wanted != DEFAULT_ADAPTERS or plan.earlier is None:
+        return wanted
+    drew = (one.name for one in call.offer.may_draw(wanted) if one is not None and one.sha256 == plan.earlier.adapters)
+    return next(drew, wanted)
 
 
 def _is_steadier(earlier: DecodeResult, later: DecodeResult) -> bool:
