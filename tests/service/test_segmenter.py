@@ -28,15 +28,9 @@ from wsisam_service.errors import (
 )
 from wsisam_service.jobs import DecodedMask, DecodeJob, DecodeResult, PixelSource, Timings
 from wsisam_service.masks import rle
+from wsisam_service.segmenting.answers import EveryPromptFailed, PromptAnswer, PromptProblem, SegmentAnswer
 from wsisam_service.segmenting.prompts import PromptSpec
-from wsisam_service.segmenting.segmenter import (
-    EveryPromptFailed,
-    PromptAnswer,
-    PromptProblem,
-    SegmentAnswer,
-    Segmenter,
-    SegmentRequest,
-)
+from wsisam_service.segmenting.segmenter import Segmenter, SegmentRequest
 from wsisam_service.settings import Settings
 from wsisam_service.slides.catalogue import Slide
 from wsisam_service.slides.reader import Level, RgbImage, SlideInfo, SlideReader

@@ -11,7 +11,8 @@ from starlette.responses import Response
 from wsisam_service.api.bodies import JSON_MEDIA_TYPE, json_response
 from wsisam_service.api.problems import problem_entry
 from wsisam_service.jobs import NO_ADAPTERS, Timings
-from wsisam_service.segmenting.segmenter import MaskFormat, PromptAnswer, PromptProblem, SegmentAnswer
+from wsisam_service.segmenting.answers import PromptAnswer, PromptProblem, SegmentAnswer
+from wsisam_service.segmenting.segmenter import MaskFormat
 
 GEOJSON_MEDIA_TYPE = "application/geo+json"
 STAGES = ("read", "queue", "encode", "decode", "mask", "total")

@@ -36,7 +36,7 @@ from wsisam_service.errors import (
 )
 from wsisam_service.logs import current_request
 from wsisam_service.metrics import REFUSALS
-from wsisam_service.segmenting.segmenter import EveryPromptFailed
+from wsisam_service.segmenting.answers import EveryPromptFailed
 
 MEDIA_TYPE = "application/problem+json"
 _NUMBER_ERRORS = frozenset(

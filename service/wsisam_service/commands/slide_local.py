@@ -16,8 +16,9 @@ from wsisam_service.api.problems import problem_entry
 from wsisam_service.api.schemas import ResultBody, SegmentBody
 from wsisam_service.commands.info import open_slide_file
 from wsisam_service.jobs import Executor, Timings
+from wsisam_service.segmenting.answers import EveryPromptFailed
 from wsisam_service.segmenting.results import Results
-from wsisam_service.segmenting.segmenter import EveryPromptFailed, Segmenter
+from wsisam_service.segmenting.segmenter import Segmenter
 from wsisam_service.settings import Settings
 from wsisam_service.slides.catalogue import Slide
 

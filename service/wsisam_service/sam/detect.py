@@ -11,8 +11,9 @@ from wsisam_service.pictures.picture import Picture
 from wsisam_service.pictures.picture_slide import slide_of_picture
 from wsisam_service.sam.outlines import clip_to_picture, feature
 from wsisam_service.sam.requests import DetectBody
+from wsisam_service.segmenting.answers import PromptAnswer, RankedMask
 from wsisam_service.segmenting.prompts import PromptSpec
-from wsisam_service.segmenting.segmenter import PromptAnswer, RankedMask, Segmenter, SegmentRequest
+from wsisam_service.segmenting.segmenter import Segmenter, SegmentRequest
 
 
 async def detect(

@@ -20,18 +20,16 @@ from wsisam_service.dicom.source import DicomSource
 from wsisam_service.errors import InvalidRequest, NoDicomSource
 from wsisam_service.jobs import DEFAULT_ADAPTERS, NO_ADAPTERS, Executor
 from wsisam_service.masks import geojson, rle
-from wsisam_service.segmenting.offers import AdaptersOffer, model_offer
-from wsisam_service.segmenting.segmenter import (
-    DEFAULT_SIMPLIFY,
+from wsisam_service.segmenting.answers import (
     AdaptersUsed,
     EveryPromptFailed,
     PromptAnswer,
     PromptProblem,
     Recalled,
     SegmentAnswer,
-    Segmenter,
-    SegmentRequest,
 )
+from wsisam_service.segmenting.offers import AdaptersOffer, model_offer
+from wsisam_service.segmenting.segmenter import DEFAULT_SIMPLIFY, Segmenter, SegmentRequest
 from wsisam_service.slides.catalogue import Slide
 from wsisam_service.views import believable_mpp
 
