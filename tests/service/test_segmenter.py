@@ -402,6 +402,21 @@ async def test_every_answer_says_which_adapters_drew_it() -> None:
         assert corrected.adapters == answer.adapters, "a correction stays with those that drew what it corrects"
 
 
+async def test_an_older_worker_names_nobody_and_its_answers_are_those_of_the_adapters_that_were_asked() -> None:
+    class Older(NumpyExecutor):
+        async def info(self) -> Mapping[str, Any]:
+            (model,) = (await super().info())["models"]
+            return {"models": [{name: value for name, value in model.items() if name != "own_adapters"}]}
+
+        async def _decode(self, job: DecodeJob, pixels: PixelSource) -> DecodeResult:
+            assert job.adapters in ("default", "none"), "it knows no other names"
+            return replace(await super()._decode(job, pixels), adapters="")
+
+    for asked, drawn_by in (("default", "numpy"), ("numpy", "numpy"), ("none", None)):
+        answer = await answer_of(Older(), SegmentRequest([BOX], adapters=asked))
+        assert (answer.adapters and answer.adapters.name) == drawn_by
+
+
 async def test_what_is_not_on_offer_is_unknown() -> None:
     with pytest.raises(UnknownModel):
         await segment(NumpyExecutor(), SegmentRequest([BOX], model="vit_h"))

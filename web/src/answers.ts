@@ -25,6 +25,8 @@ export interface ModelAnswer {
   readonly mask: Rle;
   readonly view: View;
   readonly touchesEdge: boolean;
+  /** Name of the adapters that drew it, "none" for the frozen SAM. */
+  readonly adapters: string;
   /** Where the embeddings of the two views came from; no lr without adapters. */
   readonly cache: { readonly hr: string; readonly lr: string | null };
   /** Milliseconds: at the service by stage, and until the answer was here. */
@@ -58,6 +60,7 @@ export function outlineOf({ body, server, total }: Timed<SegmentAnswer>): Outlin
       mask: result.mask,
       view: result.view,
       touchesEdge: result.touches_edge ?? false,
+      adapters: result.adapters ?? "none",
       cache: result.cache ?? { hr: "encoded", lr: null },
       server,
       total,

@@ -42,6 +42,7 @@ export class ObjectCard {
     if (answer) {
       const { hr, lr } = answer.cache;
       rows.push(["Answered in", withSmall(milliseconds(answer.total), stagesText(answer))]);
+      rows.push(["Drawn by", answer.adapters === "none" ? "the frozen SAM" : answer.adapters]);
       rows.push(["HR view", PLACES[hr] ?? hr]);
       rows.push(["LR view", lr === null ? "not used by this model" : (PLACES[lr] ?? lr)]);
     }
