@@ -68,6 +68,7 @@ class Blobs:
     key_prefix = "lite_medsam:000000000000:1"
     device, precision, engine, warnings, adapters = "cpu", "float32", "numpy", (), Adapters()
     captures_graphs = False
+    own_adapters = ()
 
     def __init__(self) -> None:
         y, x = np.mgrid[:SIDE, :SIDE].astype(np.float32) - SIDE / 2
@@ -85,6 +86,9 @@ class Blobs:
 
     def decode(self, items: Sequence[DecodeItem[Embedding]]) -> list[Blob]:
         return [self.blob for _ in items]
+
+    def adapters_of(self, item: DecodeItem[Embedding]) -> Adapters:
+        return self.adapters
 
     def upscale(self, logits: Any, view_size: tuple[int, int]) -> Any:
         return logits
