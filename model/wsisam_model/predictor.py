@@ -43,7 +43,7 @@ of one core each: maps of many rows leave its caches. The number for CUDA is not
 _MAX_ENCODE_BATCH = {"tiny_vit": 32, "vit": 4}
 """Views in one pass of the encoder on CUDA, by kind: a ViT's maps of attention take 3 GB a view. On a CPU it is 1."""
 _MAX_THREADS = 16
-RESERVED_NAMES = ("default", "none")
+_RESERVED_NAMES = ("default", "none")
 """What requests say for the adapters that a view calls for, and for the frozen SAM."""
 
 
@@ -227,7 +227,7 @@ def _all_infos(everywhere: AdapterInfo | None, own: Sequence[AdapterWeights]) ->
     if own and everywhere is None:
         raise CheckpointError("adapters of one's own serve beside others that are for all tissue, and there are none")
     infos = tuple(map(_info, own))
-    taken = [*RESERVED_NAMES, *(info.name for info in (everywhere, *infos) if info is not None)]
+    taken = [*_RESERVED_NAMES, *(info.name for info in (everywhere, *infos) if info is not None)]
     for info in infos:
         if taken.count(info.name) > 1:
             raise CheckpointError(f"{info.name}: give this file of adapters another name")

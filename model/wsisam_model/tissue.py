@@ -113,10 +113,13 @@ class _Known:
 
 
 def check_looks(looks: Tensor, early_channels: int) -> None:
-    """Raise `CheckpointError` unless `looks` could be a file's `tissue.looks`, enough of them to tell."""
-    if looks.ndim != 2 or len(looks) <= NEAREST or looks.shape[1] != 2 * early_channels:
-        wanted = f"(n, {2 * early_channels}) of more than {NEAREST} views"
-        raise CheckpointError(f"tissue.looks is {wanted}, not {tuple(looks.shape)}")
+    """Raise `CheckpointError` unless `looks` could be a file's `tissue.looks`: enough of them to tell, and no more than
+    are kept, as each is compared with all others at every start.
+    """
+    fits = looks.ndim == 2 and looks.shape[1] == 2 * early_channels and NEAREST < len(looks) <= MAX_VIEWS
+    if not fits or not looks.is_floating_point():
+        wanted = f"(n, {2 * early_channels}) of {NEAREST + 1} to {MAX_VIEWS} views, in floats"
+        raise CheckpointError(f"tissue.looks is {wanted}, not {tuple(looks.shape)} in {looks.dtype}")
 
 
 def _distance(look: Tensor, looks: Tensor) -> float:
