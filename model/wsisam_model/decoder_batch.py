@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,9 +21,8 @@ from wsisam_model.fast_decoder import (
 )
 from wsisam_model.mask_decoder import MASKS
 from wsisam_model.preprocessing import Floats
-from wsisam_model.prompt_tensors import FILLER_KIND, check_prompt, pad_prompts, prompt_numbers
+from wsisam_model.prompt_tensors import check_prompt, pad_prompts, prompt_numbers
 from wsisam_model.prompts import Prompt
-from wsisam_model.transformer import WIDTH
 
 Quality = Callable[[Floats, "DecodeRequest"], Floats]
 """Predicted IoU (n,) of the fused low-resolution logits (n, 256, 256) that a request led to."""
@@ -232,7 +230,7 @@ def _dense(decoder: FastDecoder, rows: Sequence[_Row]) -> Tensor | None:
     encoder = decoder.network.prompt_encoder
     position = decoder.position
     given = np.stack([mask for row in rows if (mask := row.mask) is not None])[:, None]
-    masks = _copied(given, position.device).to(position.dtype)
+    masks = _copied(torch.from_numpy(given), position.device).to(position.dtype)
     added = (encoder.dense(masks) - encoder.dense(None)).flatten(2).transpose(1, 2)
     dense = position.new_zeros(len(rows), *position.shape)
     for index, one in zip(masked, added, strict=True):
@@ -242,31 +240,14 @@ def _dense(decoder: FastDecoder, rows: Sequence[_Row]) -> Tensor | None:
 
 def _tokens(decoder: FastDecoder, rows: Sequence[_Row], config: ModelConfig) -> tuple[Tensor, Tensor]:
     """The rows' input tokens (R, T, 256), padded with zeros to the longest, and which of them are tokens (R, T)."""
-    network, position = decoder.network, decoder.position
     coordinates, kinds = pad_prompts(
         [prompt_numbers(row.prompt, row.view.view_size, config, lr=row.branch == "lr") for row in rows]
     )
-    places, kind = _copied(coordinates, position.device).to(position.dtype), _copied(kinds, position.device)
-    frozen = _copied(np.array([row.frozen for row in rows]), position.device)
-
-    encoder = network.prompt_encoder
-    table = encoder.kind_table()
-    trained = table if decoder.adapters is None else decoder.adapters.prompt.kind_table(table)
-    tables = torch.cat((torch.stack((trained, table)), table.new_zeros(2, 1, WIDTH)), dim=1)
-    sparse = encoder.positions(places, kind) + tables[frozen.long().unsqueeze(1), kind]
-
-    own = network.mask_decoder.tokens(sparse[:, :0], None)
-    if decoder.adapters is None:
-        hf = own.new_zeros(len(rows), 1, WIDTH)
-    else:
-        learned = torch.cat((decoder.adapters.hr.hf_token.weight, decoder.adapters.lr.hf_token.weight))
-        branch = _copied(np.array([int(row.branch == "lr") for row in rows]), position.device)
-        hf = (learned[branch] * ~frozen.unsqueeze(-1)).unsqueeze(1)
-    real = torch.cat((own.new_ones(own.shape[:2]).bool(), ~frozen.unsqueeze(-1), kind != FILLER_KIND), dim=1)
-    return torch.cat((own, hf, sparse), dim=1), real
+    lr, frozen = [row.branch == "lr" for row in rows], [row.frozen for row in rows]
+    tokens, real = decoder.input_tokens(coordinates, kinds, lr=lr, frozen=frozen)
+    return _copied(tokens, decoder.position.device), _copied(real, decoder.position.device)
 
 
-def _copied(array: npt.NDArray[Any], device: torch.device) -> Tensor:
-    """The array on the device. It goes there without a wait for what the device has still to do."""
-    tensor = torch.as_tensor(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+def _copied(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device. It goes there without a wait for what the device has still to do."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsisam_model.adapters import Adapter, Adapters
+from wsisam_model.input_tokens import InputTokens
 from wsisam_model.mask_decoder import FEATURES, HF_ROW, IOU_ROW
 from wsisam_model.network import WsiSam
 from wsisam_model.prompt_encoder import GRID
@@ -130,6 +132,11 @@ class FastDecoder(nn.Module):
             position = network.prompt_encoder.pe_layer.grid().flatten(1).T.contiguous()
         self.register_buffer("position", position, persistent=False)
         self.position: Tensor
+
+    @cached_property
+    def input_tokens(self) -> InputTokens:
+        """What makes its input tokens; of the weights as they are when first asked for."""
+        return InputTokens(self.network, self.adapters)
 
     def adapter(self, branch: Branch) -> Adapter:
         """The adapter of a branch; there are adapters."""

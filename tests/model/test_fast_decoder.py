@@ -11,6 +11,7 @@ from wsisam_model.adapters import Adapters
 from wsisam_model.config import model_config
 from wsisam_model.decoder_batch import DecoderBatch, DecodeRequest, collate
 from wsisam_model.fast_decoder import DecoderOutput, DecoderView, FastDecoder
+from wsisam_model.mask_decoder import HF_ROW
 from wsisam_model.network import DualDecoded, ViewFeatures, WsiSam
 from wsisam_model.prompt_tensors import branch_prompt
 from wsisam_model.prompts import Prompt
@@ -136,6 +137,9 @@ def test_adapters_get_the_same_gradient_through_both_forms(
         plain(random_network, random_adapters, random_views, prompts["box"]).ours_hr.mean(), parameters
     )
     hr, lr = prepared(decoder, random_views)
-    _, output = run(decoder, [DecodeRequest(hr, lr, prompts["box"])])
+    batch = collate(decoder, [DecodeRequest(hr, lr, prompts["box"])], CONFIG)
+    tokens = batch.inputs.tokens.clone()  # made on the host, where no gradient passes
+    tokens[:, HF_ROW] = torch.cat((random_adapters.hr.hf_token.weight, random_adapters.lr.hf_token.weight))
+    output = decoder(batch.layout, batch.inputs._replace(tokens=tokens))
     for ours, oracle in zip(torch.autograd.grad(output.token_logits.mean(), parameters), expected, strict=True):
         assert off(ours, oracle) < EXACT * max(1.0, float(oracle.abs().max()))
