@@ -1,12 +1,13 @@
 """What a GPU makes of each stage: views and prompts per second in captured graphs and eagerly, beside the peers' way,
 what the device could do at best, and clicks against a real service.
 
-    python bench/gpu.py [--model vit_b] [--precision float32 bfloat16 float16] [--seconds 90] [--json FILE]
+    python bench/gpu.py [--model vit_b] [--adapters default] [--precision float32 bfloat16 float16] [--json FILE]
 
-Adapters are random, and so are the base's weights where none are at hand: costs do not depend on their values. "whole"
-rows are the predictor's calls, from uint8 pixels to embeddings on the device and from prompts to masks on the host;
-"engine" rows are the network alone, by the device's own clock. The floor is the time that the multiply-adds take at
-the device's rate of a matrix product in that precision, or the bytes at its rate of copying, both measured here.
+Adapters are random unless named, and so are the base's weights where none are at hand: what the network costs does not
+depend on their values. "whole" rows are the predictor's calls, from uint8 pixels to embeddings on the device and from
+prompts to masks on the host; "engine" rows are the network alone, by the device's own clock. The floor is the time that
+the multiply-adds take at the device's rate of a matrix product in that precision, or the bytes at its rate of copying,
+both measured here.
 `--device cpu --small` tries the script without a GPU.
 """
 
@@ -142,7 +143,7 @@ class Bench:
     """One model in one precision on the device: graphs, and the same eagerly."""
 
     def __init__(self, report: Report, options: argparse.Namespace, precision: str, model: dict[str, Any]) -> None:
-        self.report, self.precision = report, precision
+        self.report, self.precision, self.model = report, precision, model
         engines = {"graphs": "auto", "eager": "torch"} if options.device != "cpu" else {"eager": "torch"}
         start = time.perf_counter()
         self.predictors: dict[str, Predictor] = {
@@ -258,7 +259,8 @@ class Bench:
 
 def peers(report: Report, bench: Bench, base: BaseWeights) -> None:
     """The ways of others in eager float32 on the same weights: SAM's decoder as published, the dual form as written."""
-    predictor, device = bench.predictors["eager"], bench.device
+    device = bench.device
+    predictor = load_model(bench.best.config.name, engine="torch", precision="float32", **bench.model)
     image = bench.images[0]
     (embedding,) = predictor.encode([image])
     peer = PeerDecode(base, predictor.config.image_size).to(device)
@@ -348,6 +350,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=MODELS, default="lite_medsam")
     parser.add_argument("--precision", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--adapters", help="as of `wsisam serve`; by default random ones on both branches")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--small", action="store_true", help="few and little, to try the script")
     parser.add_argument("--views", type=int, default=256, help="prepared views that prompts are decoded on")
@@ -372,12 +375,14 @@ def run(options: argparse.Namespace, folder: Path) -> None:
     config, on_cuda = MODELS[options.model], options.device != "cpu"
     weights = base_of(config, folder)
     base = load_base_weights(weights, config)
-    model = {"weights": weights, "adapters": random_adapters(config, base, folder), "device": options.device}
+    adapters = options.adapters or random_adapters(config, base, folder)
+    model = {"weights": weights, "adapters": adapters, "device": options.device}
     about = {
         "commit": subprocess.run(
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
         ).stdout.strip(),
         "model": config.name,
+        "adapters": options.adapters or "random, both branches",
         "device": torch.cuda.get_device_name() if on_cuda else "cpu",
         "torch": torch.__version__,
         "cuda": torch.version.cuda,

@@ -156,11 +156,12 @@ class HostOutput:
 
 def to_host(output: DecoderOutput, layout: Layout) -> HostOutput:
     """Begin to copy `output`, which its engine may overwrite from then on."""
+    on_cuda = output.iou.is_cuda  # where the copy to the host is over before the engine can write again
     own = output.sam_masks, output.iou, output.lr_token_logits
-    sam, iou, lr_token_logits = (tensor.to(torch.float32, copy=True) for tensor in own)
+    sam, iou, lr_token_logits = (tensor.to(torch.float32, copy=not on_cuda) for tensor in own)
     fused = output.token_logits.unsqueeze(1) + sam[layout.frozen : layout.frozen + layout.adapted]
     tensors = fused.float(), sam, iou, lr_token_logits
-    if sam.device.type != "cuda":
+    if not on_cuda:
         return HostOutput(lambda: None, *(tensor.numpy() for tensor in tensors))
     arrays = [torch.empty(tensor.shape, pin_memory=True) for tensor in tensors]
     for array, tensor in zip(arrays, tensors, strict=True):

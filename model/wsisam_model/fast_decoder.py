@@ -143,6 +143,13 @@ class FastDecoder(nn.Module):
         assert self.adapters is not None
         return self.adapters.hr if branch == "hr" else self.adapters.lr
 
+    def decoding_modules(self) -> list[nn.Module]:
+        """What `prepare` and `forward` multiply with; a view's F is made with others."""
+        modules: list[nn.Module] = [self.network.mask_decoder]
+        for adapter in () if self.adapters is None else (self.adapters.hr, self.adapters.lr):
+            modules += (adapter.hf_mlp, adapter.embedding_maskfeature)
+        return modules
+
     def prepare(self, embedding: Tensor, early: Tensor, view_size: tuple[int, int]) -> DecoderView:
         """Make a view of E (256, 64, 64) and X (C, 64, 64) ready: layer 0's projections of the image (6a)."""
         first = self._block(0)

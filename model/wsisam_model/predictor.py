@@ -210,8 +210,13 @@ def _in_turn(function: Callable[[T], R], values: Iterable[T]) -> list[R]:
 
 
 def _in_threads() -> Callable[..., Iterable[Any]]:
-    """`map` that calls its function in threads, at once, and gives the results in order."""
-    return ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1), thread_name_prefix="predictor").map
+    """`map` that calls its function in threads, at once, and gives the results in order; a lone call is made here."""
+    threads = ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1), thread_name_prefix="predictor")
+
+    def for_each(function: Callable[[T], R], values: Sequence[T]) -> Iterable[R]:
+        return threads.map(function, values) if len(values) > 1 else _in_turn(function, values)
+
+    return for_each
 
 
 def _info(adapters: AdapterWeights) -> AdapterInfo:

@@ -6,16 +6,20 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wsisam_model.decoder_batch import DecoderBatch
 from wsisam_model.engines.precision import Precision
 from wsisam_model.fast_decoder import Branch, DecoderOutput, DecoderView, FastDecoder
-from wsisam_model.image_encoder import ImageEncoder
+from wsisam_model.image_encoder import ImageEncoder, TinyViT
 
 
 class TorchEngine:
-    """`Engine` in eager torch; below float32 under torch's autocast, which keeps norms and softmax in float32."""
+    """`Engine` in eager torch; below float32 under torch's autocast, which keeps norms and softmax in float32.
+
+    TinyViT computes in the lower format throughout. Under autocast its sums are of that format too, and each of its
+    norms would be cast to float32 and back; the sums of a ViT are float32, which is why autocast is left to it.
+    """
 
     name = "torch"
     captures_graphs = False
@@ -24,11 +28,24 @@ class TorchEngine:
         self.encoder, self.decoder = encoder, decoder
         self.device = device
         self.precision = precision
+        self._whole = isinstance(encoder, TinyViT) and precision.encoder != torch.float32
+        if self._whole:
+            encoder.to(precision.encoder)
+        elif precision.encoder != torch.float32:
+            _keep_products_in(encoder, precision.encoder)
+        if precision.decoder != torch.float32:
+            for module in decoder.decoding_modules():
+                _keep_products_in(module, precision.decoder)
 
     def encode(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.inference_mode(), self.autocast(self.precision.encoder):
-            E, X = self.encoder(inputs.to(self.device, non_blocking=True))
-        return E.float(), X.float()
+        inputs = inputs.to(self.device, non_blocking=True)
+        with torch.inference_mode():
+            if self._whole:
+                E, X = self.encoder(inputs.to(self.precision.encoder))
+            else:
+                with self.autocast(self.precision.encoder):
+                    E, X = self.encoder(inputs)
+            return E.float(), X.float()
 
     def fuse(self, view: DecoderView, branch: Branch) -> Tensor:
         with torch.inference_mode():
@@ -46,5 +63,14 @@ class TorchEngine:
         """The context in which a step of that precision runs."""
         if dtype == torch.float32:
             return nullcontext()
-        # Nothing to keep: frozen weights are cast wherever they are used, also where a CUDA graph is captured.
+        # Nothing to keep: what is cast is cast wherever it is used, also where a CUDA graph is captured.
         return torch.autocast(self.device.type, dtype, cache_enabled=False)
+
+
+def _keep_products_in(module: nn.Module, dtype: torch.dtype) -> None:
+    """Keep the weights of products in the format that they are multiplied in: autocast casts others in every call, 168
+    launches of a lone encode and 134 of a lone decode.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            part.to(dtype)
