@@ -302,8 +302,13 @@ def _upscale(upscaling: nn.Sequential, x: Tensor) -> Tensor:
     assert isinstance(expand, nn.ConvTranspose2d)
     assert isinstance(expand_again, nn.ConvTranspose2d)
     assert isinstance(norm, nn.LayerNorm)
-    half = F.layer_norm(_expand_cells(expand, x), norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-    return _expand_cells(expand_again, activate(half))
+    return _expand_cells(expand_again, activate(_normed(norm, _expand_cells(expand, x))))
+
+
+def _normed(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    """In the format of `x`: autocast would cast maps of megabytes to float32 and back."""
+    with torch.autocast(x.device.type, enabled=False):
+        return F.layer_norm(x, norm.normalized_shape, norm.weight.to(x), norm.bias.to(x), norm.eps)
 
 
 def _expand_cells(convolution: nn.ConvTranspose2d, x: Tensor) -> Tensor:
@@ -329,7 +334,7 @@ def _token_logits(adapter: Adapter, t: Tensor, upscaled: Tensor, fused: Sequence
     assert isinstance(last, nn.Conv2d)
     assert last.bias is not None
     features = first(_to_grid(upscaled).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-    features = activate(F.layer_norm(features, norm.normalized_shape, norm.weight, norm.bias, norm.eps))
+    features = activate(_normed(norm, features))
     kernels = torch.einsum("rk,kcyx->ryxc", t, last.weight).flatten(1, 2)
     taps = (kernels @ features.flatten(1, 2).transpose(1, 2)).reshape(len(t), 3, 3, MASK_SIDE, MASK_SIDE)
     if isinstance(fused, Tensor):
