@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
 
-    reference = load_model(engine=options.engine)
+    reference = load_model(engine=options.engine, precision="float32")
     tissue = dataset.load(options.data, reference.config).limited(options.objects)
     cases = list(tissue.cases(KINDS))
     exact = EmbeddingCache(options.cache, reference.key_prefix, reference.encode)
