@@ -118,12 +118,12 @@ class Segmenter:
         _check_count(request.prompts)
         offer = await model_offer(self._executor, request.model)
         call, warnings = self._call(slide, request, offer)
-        planned = await _aside(request.prompts, call.planner.plan_all, request.prompts)
+        planned = await _unless(_quickly_planned(request.prompts), call.planner.plan_all, request.prompts)
         plans = {i: plan for i, plan in enumerate(planned) if isinstance(plan, Plan)}
         decoded = await self._decode(call, plans, timings)
         failed = {i: error for i, error in enumerate(planned) if isinstance(error, Exception)}
         started = time.perf_counter()
-        results = await asyncio.to_thread(self._answer_all, call, decoded | failed)
+        results = await _unless(_quickly_answered(request), self._answer_all, call, decoded | failed)
         timings.span("mask", started, time.perf_counter())
         problems = [result for result in results if isinstance(result, PromptProblem)]
         if len(problems) == len(results):
@@ -186,7 +186,8 @@ class Segmenter:
         for retry in range(1 + MAX_RETRIES):
             if not waiting:
                 break
-            jobs = await _aside([plan.spec for plan in waiting.values()], _jobs, call, list(waiting.values()))
+            quick = _quickly_planned([plan.spec for plan in waiting.values()])
+            jobs = await _unless(quick, _jobs, call, list(waiting.values()))
             try:
                 results = await self._executor.decode(jobs, call.views.pixels, timings)
             except ServiceError:
@@ -253,13 +254,21 @@ def _check_count(prompts: Sequence[PromptSpec]) -> None:
         raise TooManyPrompts(f"a request has at most {MAX_PROMPTS} prompts")
 
 
-async def _aside(specs: Sequence[PromptSpec], function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """`function` of these prompts, in a thread where it would hold the loop up: a mask takes milliseconds, a box or a
-    few clicks a tenth of one, half of what handing them over does.
-    """
-    if len(specs) <= AT_ONCE and all(spec.mask is None for spec in specs):
+async def _unless(quick: bool, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """`function` in a thread, or where we are if it is as quick as handing it over, a quarter of a millisecond."""
+    if quick:
         return function(*args, **kwargs)
     return await asyncio.to_thread(function, *args, **kwargs)
+
+
+def _quickly_planned(specs: Sequence[PromptSpec]) -> bool:
+    """A box or a few clicks take a tenth of a millisecond; to place a mask on its view takes several."""
+    return len(specs) <= AT_ONCE and all(spec.mask is None for spec in specs)
+
+
+def _quickly_answered(request: SegmentRequest) -> bool:
+    """It is the outline of a mask that takes milliseconds."""
+    return len(request.prompts) == 1 and request.format == "rle"
 
 
 def _jobs(call: _Call, plans: Sequence[Plan]) -> list[DecodeJob]:
