@@ -201,7 +201,7 @@ class Bench:
         for kind, stage in KINDS.items():
             requests = self.requests(kind)
             for name, predictor in self.predictors.items():
-                for size in (1, 2) if self.small else (1, 8, 64):
+                for size in (1, 2) if self.small else [size for size in (1, 8, 64) if size <= len(requests)]:
                     floor = work[stage].floor_s(*rate, items=size)
                     turn = itertools.cycle([requests[at : at + size] for at in range(0, len(requests), size)])
                     label = f"{self.precision} decode {kind} {size}, {name}"
