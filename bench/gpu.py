@@ -31,10 +31,7 @@ from stages import BOX, Action, PeerDecode, Work, base_of, random_adapters, work
 from wsisam_model.checkpoints import BaseWeights, load_base_weights
 from wsisam_model.config import MODELS
 from wsisam_model.decoder_batch import DecodeRequest, collate
-from wsisam_model.engines.cuda_engine import CudaEngine
-from wsisam_model.engines.precision import DTYPES, Precision
-from wsisam_model.engines.torch_engine import TorchEngine
-from wsisam_model.image_encoder import load_image_encoder
+from wsisam_model.engines.precision import DTYPES
 from wsisam_model.network import ViewFeatures
 from wsisam_model.predictor import Decoded, Predictor
 from wsisam_model.prompt_tensors import branch_prompt
@@ -239,23 +236,6 @@ class Bench:
         judge = wall_s(lambda: fused_iou(answer.logits, BOX, calibration), self.report, self.device)
         self.report.throughput("predicted IoU of a mask, one thread", 1, judge)
 
-    def encoder_forms(self, base: BaseWeights) -> None:
-        """The encoder in both memory formats, with cuDNN's heuristics and with its own timing of its algorithms."""
-        size = 4 if self.is_vit else 32
-        inputs = torch.rand(size, 3, *self.images[0].shape[:2]).pin_memory()
-        for last, timed in itertools.product((True, False), (False, True)):
-            if self.report.out_of_time:
-                return
-            torch.backends.cudnn.benchmark = timed
-            encoder = load_image_encoder(self.best.config, base.image_encoder).to(self.device)
-            encoder.to(memory_format=torch.channels_last if last else torch.contiguous_format)
-            plain = TorchEngine(encoder, self.best.decoder, self.device, Precision.of(self.precision))
-            engine = CudaEngine(plain)
-            seconds = device_s(lambda e=engine, x=inputs: e.encode(x), self.report, self.device)
-            form = f"channels {'last' if last else 'first'}, cuDNN {'timed' if timed else 'heuristics'}"
-            self.report.throughput(f"{self.precision} encode {size}, graphs, engine, {form}", size, seconds)
-        torch.backends.cudnn.benchmark = False
-
 
 def peers(report: Report, bench: Bench, base: BaseWeights) -> None:
     """The ways of others in eager float32 on the same weights: SAM's decoder as published, the dual form as written."""
@@ -368,7 +348,7 @@ def main() -> None:
         run(options, Path(folder))
 
 
-PARTS = ("correctness", "encode", "decode", "forms", "peers", "service")
+PARTS = ("correctness", "encode", "decode", "peers", "service")
 
 
 def run(options: argparse.Namespace, folder: Path) -> None:
@@ -408,8 +388,6 @@ def run(options: argparse.Namespace, folder: Path) -> None:
             "encode": lambda b=bench, r=rate: b.encodes(work["encode a view"], r),
             "decode": lambda b=bench, r=rate: b.decodes(work, r),
         }
-        if on_cuda:
-            parts["forms"] = lambda b=bench: b.encoder_forms(base)
         if number == 0:
             flags = [text for name, value in model.items() for text in (f"--{name}", str(value))]
             flags += ["--model", config.name, "--precision", precision]
