@@ -14,7 +14,7 @@ from wsisam_model.config import ModelConfig
 from wsisam_model.errors import PromptError
 from wsisam_model.preprocessing import Floats, lr_from_hr, to_model_frame
 from wsisam_model.prompt_encoder import PADDING_KIND
-from wsisam_model.prompts import MASK_SIDE, Prompt
+from wsisam_model.prompts import MASK_SIDE, MAX_POINTS, Prompt
 
 _CORNER_KINDS = (2, 3)
 FILLER_KIND = 5
@@ -40,6 +40,8 @@ def check_prompt(prompt: Prompt) -> None:
         raise PromptError("a prompt needs a box, a point or a mask")
     if len(prompt.labels) != len(prompt.points):
         raise PromptError(f"{len(prompt.points)} points but {len(prompt.labels)} labels")
+    if len(prompt.points) > MAX_POINTS:
+        raise PromptError(f"a prompt has at most {MAX_POINTS} points, with those of the answers that it corrects")
     if any(label not in (0, 1) for label in prompt.labels):
         raise PromptError("a point's label is 1 (object) or 0 (background)")
     numbers = np.array([*(prompt.box or ()), *(value for point in prompt.points for value in point)])

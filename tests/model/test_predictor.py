@@ -20,7 +20,7 @@ from wsisam_model.int8_embedding import Int8Embedding
 from wsisam_model.network import WsiSam
 from wsisam_model.point_box import readings
 from wsisam_model.predictor import Decoded, DecodeRequest, DecoderView, Embedding, Predictor
-from wsisam_model.prompts import Prompt
+from wsisam_model.prompts import MAX_POINTS, Prompt
 from wsisam_model.quality import stability
 
 CONFIG = model_config("lite_medsam")
@@ -223,10 +223,11 @@ def test_an_embedding_of_another_model_is_refused(predictor: Predictor) -> None:
         Prompt(),
         Prompt(points=((1.0, 1.0),), labels=()),
         Prompt(points=((1.0, 1.0),), labels=(-1,)),
+        Prompt(points=((1.0, 1.0),) * (MAX_POINTS + 1), labels=(1,) * (MAX_POINTS + 1)),
         Prompt(box=(0.0, 0.0, float("nan"), 9.0)),
         Prompt(mask_hr=np.zeros((64, 64), np.float32)),
     ],
-    ids=["empty", "no label", "label -1", "nan", "mask of wrong size"],
+    ids=["empty", "no label", "label -1", "too many points", "nan", "mask of wrong size"],
 )
 def test_a_prompt_the_network_cannot_take_is_refused(
     predictor: Predictor, views: tuple[DecoderView, DecoderView], prompt: Prompt

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsisam_model.config import model_config
+from wsisam_model.prompts import MAX_POINTS
 from wsisam_service.errors import (
     EmptyPrompt,
     FrameMismatch,
@@ -64,6 +65,7 @@ FULL = np.ones((4, 4), bool)
         (PromptSpec(points=((NAN, 5, 1),)), InvalidNumber),
         (PromptSpec(points=((5, 5, 0),)), NoPositivePoint),
         (PromptSpec(points=((-5, 5, 1), (5, 5, 0))), PromptOutsideSlide),
+        (PromptSpec(points=((5, 5, 1),) * (MAX_POINTS + 1)), InvalidRequest),
         (PromptSpec(mask=mask_spec(~FULL, 0, 0, 9, 9)), EmptyPrompt),
         (PromptSpec(mask=mask_spec(FULL, 0, 0, 0, 9)), InvalidBox),
         (PromptSpec(mask=mask_spec(FULL, 0, 0, -4, 9)), InvalidBox),

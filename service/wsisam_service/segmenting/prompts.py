@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wsisam_model.config import ModelConfig, PromptKind
-from wsisam_model.prompts import MASK_SIDE, Prompt
+from wsisam_model.prompts import MASK_SIDE, MAX_POINTS, Prompt
 from wsisam_service.errors import (
     EmptyPrompt,
     FrameMismatch,
@@ -203,10 +203,12 @@ def judge(spec: PromptSpec, frame: RequestFrame, size: tuple[int, int]) -> Targe
     """The level-0 target of `spec` on a slide of `size` (width, height).
 
     Raises `EmptyPrompt`, `InvalidBox`, `InvalidNumber`, `InvalidLabel`, `NoPositivePoint`, `PromptOutsideSlide`, and
-    `InvalidRequest` for a mask that is none.
+    `InvalidRequest` for a mask that is none and for too many points.
     """
     if spec.box is None and not spec.points and spec.mask is None and spec.refine is None:
         raise EmptyPrompt("a prompt is a box, points, a mask or a refine token")
+    if len(spec.points) > MAX_POINTS:
+        raise InvalidRequest(f"a prompt has at most {MAX_POINTS} points")
     box = None if spec.box is None else _box(spec.box, frame, size)
     positive, negative = _points(spec.points, frame, size)
     mask = None if spec.mask is None else _mask(spec.mask, frame, size)
