@@ -54,6 +54,7 @@ def base_of(config: ModelConfig, folder: Path) -> Path:
     try:
         return base_weights_path(config)
     except CheckpointError:
+        folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{config.name}.pth"
     if not path.exists():
         torch.manual_seed(0)
