@@ -118,12 +118,12 @@ class Segmenter:
         _check_count(request.prompts)
         offer = await model_offer(self._executor, request.model)
         call, warnings = self._call(slide, request, offer)
-        planned = await _unless(_quickly_planned(request.prompts), call.planner.plan_all, request.prompts)
+        planned = await _in_thread_unless(_quickly_planned(request.prompts), call.planner.plan_all, request.prompts)
         plans = {i: plan for i, plan in enumerate(planned) if isinstance(plan, Plan)}
         decoded = await self._decode(call, plans, timings)
         failed = {i: error for i, error in enumerate(planned) if isinstance(error, Exception)}
         started = time.perf_counter()
-        results = await _unless(_quickly_answered(request), self._answer_all, call, decoded | failed)
+        results = await _in_thread_unless(_quickly_answered(request), self._answer_all, call, decoded | failed)
         timings.span("mask", started, time.perf_counter())
         problems = [result for result in results if isinstance(result, PromptProblem)]
         if len(problems) == len(results):
@@ -187,7 +187,7 @@ class Segmenter:
             if not waiting:
                 break
             quick = _quickly_planned([plan.spec for plan in waiting.values()])
-            jobs = await _unless(quick, _jobs, call, list(waiting.values()))
+            jobs = await _in_thread_unless(quick, _jobs, call, list(waiting.values()))
             try:
                 results = await self._executor.decode(jobs, call.views.pixels, timings)
             except ServiceError:
@@ -254,7 +254,7 @@ def _check_count(prompts: Sequence[PromptSpec]) -> None:
         raise TooManyPrompts(f"a request has at most {MAX_PROMPTS} prompts")
 
 
-async def _unless(quick: bool, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+async def _in_thread_unless(quick: bool, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """`function` in a thread, or where we are if it is as quick as handing it over, a quarter of a millisecond."""
     if quick:
         return function(*args, **kwargs)
