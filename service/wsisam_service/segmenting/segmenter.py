@@ -52,8 +52,8 @@ DEFAULT_SIMPLIFY = geojson.DEFAULT_SIMPLIFY
 MAX_PROMPTS = 256
 MAX_RETRIES = 2
 """How often a prompt is decoded again, one step coarser each time."""
-AT_ONCE = 8
-"""Prompts, and points of each, that are planned in the event loop at most."""
+FEW_POINTS = 8
+"""A lone prompt of so many points at most is planned in the event loop."""
 CONCURRENT_READS = 8
 """Views read from slides at once in this process; each holds some megabytes of decoded tiles."""
 
@@ -263,7 +263,7 @@ async def _in_thread_unless(quick: bool, function: Callable[P, R], *args: P.args
 
 def _quickly_planned(specs: Sequence[PromptSpec]) -> bool:
     """A box or a few clicks take a tenth of a millisecond; to place a mask on its view takes several."""
-    return len(specs) <= AT_ONCE and all(spec.mask is None and len(spec.points) <= AT_ONCE for spec in specs)
+    return len(specs) == 1 and specs[0].mask is None and len(specs[0].points) <= FEW_POINTS
 
 
 def _quickly_answered(request: SegmentRequest) -> bool:
