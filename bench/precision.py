@@ -1,10 +1,10 @@
 """What lower precision costs in Dice: float32 against each other format, on annotated tissue.
 
-    python bench/precision.py DATA … [--encoder] [--objects 100] [--cache DIR] [--json FILE]
+    python bench/precision.py DATA … [--of encoder] [--objects 100] [--cache DIR] [--json FILE]
 
 A format may be on by default only if it loses at most 0.002 mean Dice and its masks agree with float32's to a mean IoU
-of 0.98, tight and noisy boxes together. Without `--encoder` the decoder's format changes and the embeddings are
-float32's, kept in `--cache` between runs; with it the encoder's format changes, and every view is encoded again.
+of 0.98, tight and noisy boxes together. Where the decoder's format alone changes, the embeddings are float32's, kept in
+`--cache` between runs; else every view is encoded again.
 """
 
 from __future__ import annotations
@@ -70,11 +70,12 @@ def compare(cases: Sequence[Case], reference: Sequence[Mask], other: Sequence[Ma
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="+")
-    parser.add_argument("--encoder", action="store_true")
+    parser.add_argument("--of", choices=("decoder", "encoder", "both"), default="decoder", help="whose format changes")
     parser.add_argument("--objects", type=int, default=100, help="of each set")
     parser.add_argument("--cache", type=Path, default=Path("out/embeddings"))
     parser.add_argument("--cached-only", action="store_true", help="leave out objects whose views are not in --cache")
-    parser.add_argument("--engine", default="auto", help="of float32; the others are torch's where the CPU lacks them")
+    parser.add_argument("--engine", default="auto", help="torch computes formats that the CPU has no instructions for")
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=FORMATS)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
 
@@ -86,9 +87,10 @@ def main() -> None:
         cases = [case for case in cases if all(exact.path(view).exists() for view in views_of(reference, case))]
     masks = [mask_of(reference, exact, case) for case in cases]
     results = {}
-    for name in FORMATS:
-        other = load_model(precision=f"{name}/float32" if options.encoder else f"float32/{name}", engine="torch")
-        embed = (lambda view, other=other: other.encode([view])[0]) if options.encoder else exact
+    for name in options.formats:
+        precision = {"encoder": f"{name}/float32", "decoder": f"float32/{name}", "both": name}[options.of]
+        other = load_model(precision=precision, engine=options.engine)
+        embed = (lambda view, other=other: other.encode([view])[0]) if options.of != "decoder" else exact
         compared = compare(cases, masks, [mask_of(other, embed, case) for case in cases])
         results[other.precision] = asdict(compared) | {"passes": compared.passes, "engine": other.engine}
         print(

@@ -29,6 +29,8 @@ class ModelConfig:
     """µm per level-0 pixel taken for slides that do not say theirs."""
     point_mpp: float = 1.0
     """Ladder step of a view around lone points, µm per view pixel."""
+    passes_in_bfloat16: bool = False
+    """Whether its masks in bfloat16 passed the gate on annotated tissue (docs/PERFORMANCE.md)."""
     preprocessing: str = "1"
     """Version of view reading and preprocessing; part of every view key."""
 
@@ -38,7 +40,16 @@ _SAM_PROMPTS: frozenset[PromptKind] = frozenset(("box", "points", "mask"))
 MODELS: dict[str, ModelConfig] = {
     config.name: config
     for config in (
-        ModelConfig("lite_medsam", 256, 160, "tiny_vit", "minmax", frozenset(("box",)), multimask=False),
+        ModelConfig(
+            "lite_medsam",
+            256,
+            160,
+            "tiny_vit",
+            "minmax",
+            frozenset(("box",)),
+            multimask=False,
+            passes_in_bfloat16=True,
+        ),
         ModelConfig("vit_tiny", 1024, 160, "tiny_vit", "imagenet", _SAM_PROMPTS, multimask=True),
         ModelConfig("vit_b", 1024, 768, "vit", "imagenet", _SAM_PROMPTS, multimask=True),
         ModelConfig("vit_l", 1024, 1024, "vit", "imagenet", _SAM_PROMPTS, multimask=True),

@@ -22,9 +22,8 @@ from wsisam_model.config import ModelConfig
 from wsisam_model.decoder_batch import Decoded, DecodeRequest
 from wsisam_model.embedding import Embedding
 from wsisam_model.engines import Engine
-from wsisam_model.engines.choice import choose_engine, engine_beside
-from wsisam_model.engines.precision import SHORT_NAMES, Precision
-from wsisam_model.engines.torch_engine import TorchEngine
+from wsisam_model.engines.choice import choose_engine, choose_precision, engine_beside
+from wsisam_model.engines.precision import SHORT_NAMES
 from wsisam_model.errors import CheckpointError, ModelError, UnknownModelError
 from wsisam_model.fast_decoder import DecoderView, FastDecoder
 from wsisam_model.image_encoder import load_image_encoder
@@ -69,9 +68,10 @@ class Predictor:
     `own` are further adapters, each for views that look like those it was trained on, or by name; all other views are
     for `adapters`.
 
-    `device` is "auto", "cpu" or a CUDA device. `precision` is "auto", one of float32, bfloat16 and float16, or two of
-    them as "encoder/decoder". `engine` is "auto", "torch" or "openvino", which keeps converted networks in
-    `engine_cache` (by default the user's cache folder). `threads` bounds the CPU threads of the whole process.
+    `device` is "auto", "cpu" or a CUDA device. `precision` is "auto" (`choose_precision`), one of float32, bfloat16 and
+    float16, or two of them as "encoder/decoder". `engine` is "auto", "torch" or "openvino", which keeps converted
+    networks in `engine_cache` (by default the user's cache folder). `threads` bounds the CPU threads of the whole
+    process.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Predictor:
         self.own = _all_infos(self.adapters, own)
         self._device = _resolve_device(device)
         self.device = str(self._device)
-        self._precision = Precision.of(precision, self._device.type)
+        self._precision = choose_precision(precision, engine, self._device, config)
         self.precision = str(self._precision)
         on_cuda = self._device.type == "cuda"
         self._max_encode_batch = _MAX_ENCODE_BATCH[config.encoder] if on_cuda else 1
@@ -103,9 +103,15 @@ class Predictor:
         encoder = load_image_encoder(config, base.image_encoder).to(self._device)
         network = WsiSam.from_weights(config.image_size, base.prompt_encoder, base.mask_decoder)
         self.decoder = self._on_device(network, adapters)
-        self._torch = TorchEngine(encoder, self.decoder, self._device, self._precision)
         self._engine, found = choose_engine(
-            engine, self._torch, config.image_size, folder=engine_cache, threads=threads
+            engine,
+            encoder,
+            self.decoder,
+            device=self._device,
+            precision=self._precision,
+            side=config.image_size,
+            folder=engine_cache,
+            threads=threads,
         )
         self.engine = self._engine.name
         self.captures_graphs = self._engine.captures_graphs
@@ -113,7 +119,7 @@ class Predictor:
         self._own: dict[str, AdaptedDecoder] = {}
         for weights in own:
             decoder = self._on_device(network, weights)
-            beside, warnings = engine_beside(self._engine, self._torch, decoder)
+            beside, warnings = engine_beside(self._engine, decoder)
             self._own[weights.name] = self._adapted(decoder, beside)
             found = [*found, *warnings]
         self.warnings: Sequence[str] = tuple(found)
@@ -159,8 +165,7 @@ class Predictor:
         if channels != self.config.early_channels:
             raise CheckpointError(f"an embedding with {channels} early channels is not one of {self.config.name}")
         E = embedding.embedding.to(self._device, torch.float32)
-        with torch.inference_mode(), self._torch.autocast(self._precision.decoder):
-            view = self.decoder.prepare(E, embedding.early.to(self._device), embedding.view_size)
+        view = self._engine.prepare(E, embedding.early.to(self._device), embedding.view_size)
         if self._choose is not None and self._white is not None:
             view.own = self._choose(look_of(embedding, self._white, self.config))
         return view

@@ -101,7 +101,8 @@ class Settings(BaseSettings):
     engine_cache: Path | None = None
     """Folder of converted networks; None is wsisam/engines in the user's cache folder."""
     precision: str = "auto"
-    """"auto" (float16 on CUDA, float32 on CPU), or as docs/PERFORMANCE.md lists them."""
+    """"auto" (float16 on CUDA, bfloat16 where OpenVINO has it and the model passed, else float32), or as in
+    docs/PERFORMANCE.md."""
     device: str = "auto"
     threads: int | None = Field(None, ge=1)
     """Threads of the network; None leaves it to the engine."""

@@ -210,7 +210,7 @@ def test_what_cannot_be_captured_runs_eagerly_and_is_not_tried_again(
     monkeypatch: pytest.MonkeyPatch,
     error: Exception,
 ) -> None:
-    tried, plain = [], engine._plain
+    tried, plain = [], engine.plain
 
     def fail(*_: Any) -> None:
         tried.append(1)

@@ -13,7 +13,7 @@ from wsisam_model import decoder_batch
 from wsisam_model.adapters import Adapter, Adapters
 from wsisam_model.checkpoints import AdapterWeights, BaseWeights
 from wsisam_model.config import model_config
-from wsisam_model.engines import precision
+from wsisam_model.engines.precision import Precision
 from wsisam_model.errors import CheckpointError, ModelError, PromptError
 from wsisam_model.image_encoder import build_image_encoder
 from wsisam_model.int8_embedding import Int8Embedding
@@ -237,10 +237,11 @@ def test_a_prompt_the_network_cannot_take_is_refused(
 
 
 def test_what_auto_means_on_a_device_is_in_its_view_keys(base: BaseWeights, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(precision.AUTO, "cpu", "bfloat16/float32")
-    chosen = Predictor(CONFIG, base, device="cpu", engine="torch")
-    assert chosen.precision == "bfloat16/float32"
-    assert chosen.key_prefix == "lite_medsam:abababababab:1-torch-bf16"
+    chosen = Precision.of("bfloat16/float32")
+    monkeypatch.setattr("wsisam_model.predictor.choose_precision", lambda *_: chosen)
+    predictor = Predictor(CONFIG, base, device="cpu", engine="torch")
+    assert predictor.precision == "bfloat16/float32"
+    assert predictor.key_prefix == "lite_medsam:abababababab:1-torch-bf16"
 
 
 def test_services_with_other_adapters_share_embeddings(base: BaseWeights, predictor: Predictor) -> None:

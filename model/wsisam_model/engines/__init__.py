@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from torch import Tensor
 
 from wsisam_model.decoder_batch import DecoderBatch
 from wsisam_model.fast_decoder import Branch, DecoderOutput, DecoderView, FastDecoder
 
+if TYPE_CHECKING:
+    from wsisam_model.engines.torch_engine import TorchEngine
+
 
 class Engine(Protocol):
     """The heavy steps of a predictor; used from one thread at a time. Tensors are on the predictor's device."""
 
     name: str
+    plain: TorchEngine
+    """Eager torch, for what this engine leaves to it."""
     captures_graphs: bool
     """Whether the first batch of each size costs much more than the next ones."""
 
     def encode(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """E (B, 256, 64, 64) and X (B, C, 64, 64), float32, of normalised views (B, 3, S, S) on the CPU."""
+        ...
+
+    def prepare(self, embedding: Tensor, early: Tensor, view_size: tuple[int, int]) -> DecoderView:
+        """`FastDecoder.prepare` in the decoder's number format."""
         ...
 
     def fuse(self, view: DecoderView, branch: Branch) -> Tensor:

@@ -8,14 +8,15 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from xml.etree import ElementTree
 
 import openvino
 import torch
 from torch import Tensor
 
-FORMAT = 6
+FORMAT = 7
 """Raised with every change of the graphs that are converted."""
 UNUSED_DAYS = 90
 """Files that nobody read for so long go when a new network is kept: those of earlier weights and versions."""
@@ -38,11 +39,12 @@ def name_of(part: str, tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def read_or_convert(
-    folder: Path, name: str, convert: Callable[[], openvino.Model]
+    folder: Path, name: str, convert: Callable[[], openvino.Model], exact: Sequence[str] = ()
 ) -> tuple[openvino.Model, str | None]:
     """The network `name` from `folder`, or made by `convert` and kept there; and a warning where it cannot be kept.
 
-    A damaged file is replaced. Several processes may do this at once: a file is complete when it has its name.
+    The modules `exact` are computed in float32 whatever the precision; only a kept network can say so. A damaged file
+    is replaced. Several processes may do this at once: a file is complete when it has its name.
     """
     path = folder / f"{name}.xml"
     if path.is_file():
@@ -55,11 +57,11 @@ def read_or_convert(
             return model, None
     model = convert()
     try:
-        _keep(model, path)
+        _keep(model, path, exact)
         _drop_unused(folder)
+        return openvino.Core().read_model(path), None
     except (OSError, RuntimeError) as error:
         return model, f"a converted network could not be kept in {folder}, so every start converts it: {error}"
-    return model, None
 
 
 def _mark_used(path: Path) -> None:
@@ -77,14 +79,28 @@ def _drop_unused(folder: Path) -> None:
                 file.unlink()
 
 
-def _keep(model: openvino.Model, path: Path) -> None:
+def _keep(model: openvino.Model, path: Path, exact: Sequence[str]) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     draft = path.with_name(f"draft-{secrets.token_hex(8)}.xml")
     weights = draft.with_suffix(".bin")
     try:
         openvino.save_model(model, draft, compress_to_fp16=False)
+        _mark_exact(draft, exact)
         weights.replace(path.with_suffix(".bin"))
         draft.replace(path)  # last, since its being there says that both are
     finally:
         draft.unlink(missing_ok=True)
         weights.unlink(missing_ok=True)
+
+
+def _mark_exact(path: Path, modules: Sequence[str]) -> None:
+    """In OpenVINO's file format, since its Python interface has no such mark. Layers are named after the modules."""
+    tree = ElementTree.parse(path)  # noqa: S314 # OpenVINO has just written it
+    names = tuple(f"__module.{module}" for module in modules)
+    for layer in tree.iter("layer"):
+        if layer.get("name", "").startswith(names):
+            marks = layer.find("rt_info")
+            if marks is None:
+                marks = ElementTree.SubElement(layer, "rt_info")
+            ElementTree.SubElement(marks, "attribute", {"name": "precise", "version": "0"})
+    tree.write(path)

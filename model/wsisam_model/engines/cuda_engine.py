@@ -110,7 +110,7 @@ class CudaEngine:
     captures_graphs = True
 
     def __init__(self, plain: TorchEngine) -> None:
-        self._plain = plain
+        self.plain = plain
         self._pool = torch.cuda.graph_pool_handle()
         self._graphs: dict[int | DecodeShape, Captured | None] = {}
         self._shared: Shared = {}
@@ -118,34 +118,37 @@ class CudaEngine:
     def beside(self, decoder: FastDecoder) -> Self:
         """Graphs of its own, in the same memory: both are used from one thread, one call after the other."""
         other = copy.copy(self)
-        other._plain, other._graphs = self._plain.beside(decoder), {}
+        other.plain, other._graphs = self.plain.beside(decoder), {}
         return other
 
     def encode(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         count = len(inputs)
         size = bucket(count, ENCODE_SIZES)
         if size is None:
-            return self._plain.encode(inputs)
+            return self.plain.encode(inputs)
         with torch.inference_mode():
             captured = self._captured(size, lambda: self._capture_encode(inputs.new_zeros(size, *inputs.shape[1:])))
             if captured is None:
-                return self._plain.encode(inputs)
+                return self.plain.encode(inputs)
             captured.inputs[0][:count].copy_(inputs, non_blocking=True)
             E, X = captured.replay()
             return E[:count].clone(), X[:count].clone()
 
+    def prepare(self, embedding: Tensor, early: Tensor, view_size: tuple[int, int]) -> DecoderView:
+        return self.plain.prepare(embedding, early, view_size)
+
     def fuse(self, view: DecoderView, branch: Branch) -> Tensor:
-        return self._plain.fuse(view, branch)
+        return self.plain.fuse(view, branch)
 
     def run(self, batch: DecoderBatch) -> DecoderOutput:
         inputs = batch.inputs
         shape = decode_shape(batch.layout, inputs.tokens.shape[1], inputs.dense is not None)
         if shape is None:
-            return self._plain.run(batch)
+            return self.plain.run(batch)
         with torch.inference_mode():
             captured = self._captured(shape, lambda: self._capture_decode(shape, inputs))
             if captured is None:
-                return self._plain.run(batch)
+                return self.plain.run(batch)
             prompts, adapted = batch.layout.frozen + batch.layout.adapted, batch.layout.adapted
             fill(captured.inputs, shape, inputs, prompts)
             output = DecoderOutput(*captured.replay())
@@ -168,14 +171,14 @@ class CudaEngine:
         return self._graphs[key]
 
     def _capture_encode(self, like: Tensor) -> Captured:
-        return Captured(self._plain.encode, [like.to(self._plain.device)], self._plain.device, self._pool)
+        return Captured(self.plain.encode, [like.to(self.plain.device)], self.plain.device, self._pool)
 
     def _capture_decode(self, shape: DecodeShape, like: DecoderInputs) -> Captured:
         def decode(tokens: Tensor, key_mask: Tensor, *maps: Tensor) -> Outputs:
             inputs = captured_inputs(tokens, key_mask, *maps)
-            return tuple(self._plain.run(DecoderBatch([], shape.layout, inputs)))
+            return tuple(self.plain.run(DecoderBatch([], shape.layout, inputs)))
 
-        return Captured(decode, static_inputs(shape, like, self._shared), self._plain.device, self._pool)
+        return Captured(decode, static_inputs(shape, like, self._shared), self.plain.device, self._pool)
 
 
 def static_inputs(shape: DecodeShape, like: DecoderInputs, shared: Shared) -> list[Tensor]:

@@ -16,9 +16,12 @@ from wsisam_model.adapters import Adapter
 from wsisam_model.decoder_batch import DecoderBatch
 from wsisam_model.engines.converted import default_folder, name_of, read_or_convert
 from wsisam_model.engines.decoder_graphs import AdaptedGraph, DualGraph, FrozenGraph, FusedGraph
+from wsisam_model.engines.precision import EXACT, Precision
 from wsisam_model.engines.torch_engine import TorchEngine
 from wsisam_model.errors import ModelError
 from wsisam_model.fast_decoder import FUSED_ROWS, Branch, DecoderOutput, DecoderView, FastDecoder, Layout
+from wsisam_model.image_encoder import ImageEncoder, TinyViT
+from wsisam_model.image_encoder.tiny_vit import EXACT_MODULES
 from wsisam_model.mask_decoder import FEATURES, HF_ROW
 from wsisam_model.prompt_encoder import GRID
 from wsisam_model.prompts import MASK_SIDE
@@ -43,33 +46,41 @@ _CAPABILITIES = {torch.bfloat16: "BF16", torch.float16: "FP16"}
 
 
 class OpenVinoEngine:
-    """`Engine` on CPU around a torch engine that takes what is not compiled: mask prompts, several masks, LR masks.
+    """`Engine` on CPU. What is not compiled (mask prompts, several masks, LR masks) is left to torch, in float32.
 
-    `folder` keeps the converted networks, by default the user's cache folder. `warnings` has what went wrong without
-    being in the way. Raises `ModelError` for a number format that this CPU does not compute in; other errors of
-    OpenVINO as they are.
+    The weights come in float32, whatever `precision` is. `folder` keeps the converted networks, by default the user's
+    cache folder. `warnings` has what went wrong without being in the way. Raises `ModelError` for a number format that
+    this CPU does not compute in; other errors of OpenVINO as they are.
     """
 
     name = "openvino"
     captures_graphs = False
 
     def __init__(
-        self, plain: TorchEngine, side: int, *, folder: Path | None = None, threads: int | None = None
+        self,
+        encoder: ImageEncoder,
+        decoder: FastDecoder,
+        precision: Precision,
+        side: int,
+        *,
+        folder: Path | None = None,
+        threads: int | None = None,
     ) -> None:
         self.warnings: list[str] = []
-        self._plain = plain
+        self.plain = TorchEngine(encoder, decoder, torch.device("cpu"), EXACT)
+        self._precision = precision
         self._folder = folder or default_folder()
         self._core = openvino.Core()
         self._threads = threads or torch.get_num_threads()
-        self._encode = self._compile(
-            "encoder", plain.encoder, [torch.zeros(1, 3, side, side)], [(1, 3, side, side)], plain.precision.encoder
-        )
+        shape = (1, 3, side, side)
+        exact = EXACT_MODULES if isinstance(encoder, TinyViT) else ()
+        self._encode = self._compile("encoder", encoder, [torch.zeros(shape)], [shape], precision.encoder, exact=exact)
         self._compile_decodes()
-        plain.encoder.to("meta")  # OpenVINO holds the weights now; torch's are never used again
+        encoder.to("meta")  # OpenVINO holds the weights now; torch's are never used again
 
     def beside(self, decoder: FastDecoder) -> Self:
         other = copy.copy(self)
-        other._plain = self._plain.beside(decoder)
+        other.plain = self.plain.beside(decoder)
         other._compile_decodes()
         return other
 
@@ -79,9 +90,12 @@ class OpenVinoEngine:
         E, X = (torch.cat(maps) for maps in zip(*views, strict=True))
         return E, X
 
+    def prepare(self, embedding: Tensor, early: Tensor, view_size: tuple[int, int]) -> DecoderView:
+        return self.plain.prepare(embedding, early, view_size)
+
     def fuse(self, view: DecoderView, branch: Branch) -> Tensor:
         if branch == "lr":
-            return self._plain.fuse(view, branch)  # few ask for an LR mask
+            return self.plain.fuse(view, branch)  # few ask for an LR mask
         fused = torch.empty(FEATURES, MASK_SIDE, MASK_SIDE)
         strips = torch.split(fused, MASK_SIDE * FUSED_ROWS // GRID, dim=1)
         positions = torch.split(view.tensors.positions, FUSED_ROWS * GRID)
@@ -93,12 +107,12 @@ class OpenVinoEngine:
     def run(self, batch: DecoderBatch) -> DecoderOutput:
         inputs = batch.inputs
         if inputs.dense is not None or inputs.tokens.shape[1] >= SHORT:
-            return self._plain.run(batch)
+            return self.plain.run(batch)
         if batch.layout == _FROZEN and _FROZEN not in self._decodes:
             self._decodes[_FROZEN] = self._compile_frozen()  # 80 MB, which few ask for where there are adapters
         request = self._decodes.get(batch.layout)
         if request is None:
-            return self._plain.run(batch)
+            return self.plain.run(batch)
         tokens, views = inputs.tokens, inputs.views
         if batch.layout == _FROZEN:
             tokens = torch.cat((tokens[:, :HF_ROW], tokens[:, HF_ROW + 1 :]), dim=1)
@@ -112,7 +126,7 @@ class OpenVinoEngine:
     def _compile_decodes(self) -> None:
         """What the plain engine's decoder is asked most."""
         self._decodes: dict[Layout, openvino.InferRequest] = {}
-        decoder = self._plain.decoder
+        decoder = self.plain.decoder
         if (adapters := decoder.adapters) is None:
             self._decodes[_FROZEN] = self._compile_frozen()
             return
@@ -123,11 +137,11 @@ class OpenVinoEngine:
 
     def _compile_fuse(self, adapter: Adapter) -> openvino.InferRequest:
         shapes = [(FUSED_ROWS * GRID, WIDTH), (adapter.early_channels, FUSED_ROWS, GRID)]
-        graph, example = FusedGraph(self._plain.decoder), [torch.zeros(shape) for shape in shapes]
-        return self._compile("fused", graph, example, shapes, torch.float32)
+        graph, example = FusedGraph(self.plain.decoder), [torch.zeros(shape) for shape in shapes]
+        return self._compile("fused", graph, example, shapes, self._precision.decoder)
 
     def _compile_frozen(self) -> openvino.InferRequest:
-        return self._compile_decoder("frozen", FrozenGraph(FastDecoder(self._plain.decoder.network, None)))
+        return self._compile_decoder("frozen", FrozenGraph(FastDecoder(self.plain.decoder.network, None)))
 
     def _compile_decoder(self, part: str, graph: FrozenGraph | AdaptedGraph) -> openvino.InferRequest:
         tokens = (1, -1, WIDTH)
@@ -137,7 +151,7 @@ class OpenVinoEngine:
         if isinstance(graph, DualGraph):
             shapes += [tokens, *_VIEW_SHAPES]
         example = [torch.zeros([_EXAMPLE_TOKENS if side < 0 else side for side in shape]) for shape in shapes]
-        return self._compile(part, graph, example, shapes, self._plain.precision.decoder)
+        return self._compile(part, graph, example, shapes, self._precision.decoder)
 
     def _compile(
         self,
@@ -146,11 +160,13 @@ class OpenVinoEngine:
         example: Sequence[Tensor],
         shapes: Sequence[tuple[int, ...]],
         precision: torch.dtype,
+        *,
+        exact: Sequence[str] = (),
     ) -> openvino.InferRequest:
-        if precision != torch.float32 and _CAPABILITIES[precision] not in _capabilities(self._core):
+        if not computes_in(precision):
             raise ModelError(f"OpenVINO on this CPU does not compute in {precision}".replace("torch.", ""))
         name = name_of(part, [*module.named_parameters(), *module.named_buffers()])
-        model, warning = read_or_convert(self._folder, name, _converter(module, example, shapes))
+        model, warning = read_or_convert(self._folder, name, _converter(module, example, shapes), exact)
         if warning and warning not in self.warnings:
             self.warnings.append(warning)
         config = {
@@ -181,5 +197,7 @@ def _infer(request: openvino.InferRequest, inputs: Sequence[Tensor]) -> list[Ten
     return [torch.from_numpy(output.data) for output in request.output_tensors]
 
 
-def _capabilities(core: openvino.Core) -> list[str]:
-    return list(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+def computes_in(precision: torch.dtype) -> bool:
+    """Whether this CPU has instructions for that format."""
+    capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return precision == torch.float32 or _CAPABILITIES[precision] in capabilities

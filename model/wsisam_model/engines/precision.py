@@ -9,10 +9,6 @@ import torch
 from wsisam_model.errors import ModelError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-AUTO = {"cpu": "float32", "cuda": "float16"}
-"""What "auto" means, by kind of device: the fastest that passed the gate (docs/PERFORMANCE.md). Below float32 the
-encoder's format is part of the view keys, so stores are filled anew, and devices of different formats share none.
-"""
 SHORT_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -23,15 +19,18 @@ class Precision(NamedTuple):
     decoder: torch.dtype
 
     @classmethod
-    def of(cls, name: str, device: str = "cpu") -> Self:
-        """From "float32", "bfloat16", "float16", or two of them as "encoder/decoder"; "auto" is the device's of `AUTO`.
+    def of(cls, name: str) -> Self:
+        """From "float32", "bfloat16", "float16", or two of them as "encoder/decoder". Raises `ModelError`.
 
-        Raises `ModelError`. What lower precision costs in Dice is in docs/PERFORMANCE.md.
+        What lower precision costs in Dice is in docs/PERFORMANCE.md.
         """
-        parts = (AUTO[device] if name == "auto" else name).split("/")
+        parts = name.split("/")
         if len(parts) > 2 or any(part not in DTYPES for part in parts):
             raise ModelError(f"no precision is called {name!r}; there are {', '.join(DTYPES)}, or two as a/b")
         return cls(DTYPES[parts[0]], DTYPES[parts[-1]])
 
     def __str__(self) -> str:
         return "/".join(str(dtype).removeprefix("torch.") for dtype in self)
+
+
+EXACT = Precision(torch.float32, torch.float32)

@@ -25,6 +25,7 @@ class TorchEngine:
     captures_graphs = False
 
     def __init__(self, encoder: ImageEncoder, decoder: FastDecoder, device: torch.device, precision: Precision) -> None:
+        self.plain = self
         self.encoder, self.decoder = encoder, decoder
         self.device = device
         self.precision = precision
@@ -46,6 +47,10 @@ class TorchEngine:
                 with self.autocast(self.precision.encoder):
                     E, X = self.encoder(inputs)
             return E.float(), X.float()
+
+    def prepare(self, embedding: Tensor, early: Tensor, view_size: tuple[int, int]) -> DecoderView:
+        with torch.inference_mode(), self.autocast(self.precision.decoder):
+            return self.decoder.prepare(embedding, early, view_size)
 
     def fuse(self, view: DecoderView, branch: Branch) -> Tensor:
         with torch.inference_mode():

@@ -19,6 +19,9 @@ from wsisam_model.layers import LayerNorm2d
 STEM_SIDE = 256
 """Side of the map that the stem leaves, whatever the input's size."""
 HEAD_SIZE = 32
+EXACT_MODULES = ("patch_embed.seq.0", "layers.0.downsample", "layers.1.downsample", "layers.2.downsample")
+"""What an engine that rounds to eight bits (bfloat16) leaves in float32: two fifths of the error of E come from here,
+and a twentieth of the time (docs/PERFORMANCE.md)."""
 EMBEDDING_CHANNELS = 256
 
 
