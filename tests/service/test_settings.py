@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from wsisam_service.commands.flags import MODEL_SETTINGS, add_settings, flags_of, settings_of
 from wsisam_service.settings import Settings, SettingsError, load_settings
 
 
@@ -71,3 +74,14 @@ def test_without_a_secret_tokens_are_signed_but_fingerprints_stay_plain() -> Non
     assert len(settings.token_key) == 32
     assert settings.fingerprint_key is None
     assert "random for this process" in settings.describe()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"adapters": "none", "threads": 2}, {"own_adapters": ("kidney.safetensors", "liver.safetensors")}],
+)
+def test_flags_give_another_process_the_same_settings(given: dict[str, Any]) -> None:
+    settings, parser = load_settings(given), argparse.ArgumentParser()
+    add_settings(parser, MODEL_SETTINGS)
+    other = settings_of(parser.parse_args(flags_of(settings, MODEL_SETTINGS)))
+    assert other.model_dump() == settings.model_dump()

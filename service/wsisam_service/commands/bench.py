@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from wsisam_service import bench
-from wsisam_service.commands.flags import MODEL_SETTINGS, UsageError, add_settings, settings_of
+from wsisam_service.commands.flags import MODEL_SETTINGS, UsageError, add_settings, flags_of, settings_of
 from wsisam_service.commands.info import open_slide_file
 from wsisam_service.slides.write import write_pyramid
 
@@ -37,13 +37,11 @@ def run(options: argparse.Namespace) -> int:
     if options.rounds < 1:
         raise UsageError("--rounds is at least 1")
     model = {name: getattr(settings, name) for name in MODEL_SETTINGS if name != "model"}
-    given = {name: value for name in MODEL_SETTINGS if (value := getattr(settings, name)) is not None}
-    flags = [text for name, value in given.items() for text in (f"--{name}", str(value))]
     with tempfile.TemporaryDirectory() as folder:
         path = options.slide or _tiled_tissue(Path(folder))
         predictor = load_model(settings.model, **model)
         peer = load_model(settings.model, **(model | {"engine": "torch", "precision": "float32"}))
-        with bench.running_service(path, flags) as url:
+        with bench.running_service(path, flags_of(settings, MODEL_SETTINGS)) as url:
             load_before = os.getloadavg()[0]
             figures = bench.measure(
                 predictor, peer, open_slide_file(path), url, rounds=options.rounds, settings=settings
