@@ -87,7 +87,7 @@ class OpenVinoEngine:
     def encode(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         # One view a call: cores gain nothing from more, and of a fixed shape OpenVINO plans the memory (75 MB).
         views = [[map_.clone() for map_ in _infer(self._encode, [one])] for one in inputs[:, None]]
-        E, X = (torch.cat(maps) for maps in zip(*views, strict=True))
+        E, X = views[0] if len(views) == 1 else (torch.cat(maps) for maps in zip(*views, strict=True))
         return E, X
 
     def prepare(self, embedding: Tensor, early: Tensor, view_size: tuple[int, int]) -> DecoderView:
