@@ -23,7 +23,7 @@ from wsisam_model.network import WsiSam
 from wsisam_model.prompt_encoder import GRID
 from wsisam_model.prompts import MASK_SIDE
 from wsisam_model.short_attention import image_to_token_logits, scaled_queries, tokens_to_image, update_image
-from wsisam_model.transformer import Attention, TwoWayBlock, join_heads, split_heads
+from wsisam_model.transformer import HEADS, Attention, TwoWayBlock, join_heads, split_heads
 
 Branch = Literal["hr", "lr"]
 
@@ -153,14 +153,13 @@ class FastDecoder(nn.Module):
     def prepare(self, embedding: Tensor, early: Tensor, view_size: tuple[int, int]) -> DecoderView:
         """Make a view of E (256, 64, 64) and X (C, 64, 64) ready: layer 0's projections of the image (6a)."""
         first = self._block(0)
-        K = embedding.flatten(1).T.contiguous() + self.network.prompt_encoder.no_mask_embed.weight
+        K = embedding.flatten(1).T.clone(memory_format=torch.contiguous_format)
+        K += self.network.prompt_encoder.no_mask_embed.weight
+        positioned = K + self.position
         asked, asking = first.cross_attn_token_to_image, first.cross_attn_image_to_token
-        key, value = _heads(asked.k_proj(K + self.position)), _heads(asked.v_proj(K))
-        query = _heads(asking.q_proj(K + self.position))
-        tensors = ViewTensors(
-            K, key.transpose(1, 2).contiguous(), value.contiguous(), query.transpose(1, 2).contiguous()
-        )
-        return DecoderView(tensors, early, view_size)
+        key, query = _transposed_heads(asked.k_proj, positioned), _transposed_heads(asking.q_proj, positioned)
+        value = _heads(asked.v_proj(K)).contiguous()
+        return DecoderView(ViewTensors(K, key, value, query), early, view_size)
 
     def fuse(self, view: DecoderView, branch: Branch) -> Tensor:
         """F (32, 65536) of the view under one branch's adapter."""
@@ -273,6 +272,11 @@ def _stack(views: Sequence[ViewTensors] | ViewTensors) -> ViewTensors:
 def _heads(x: Tensor) -> Tensor:
     """(4096, 128) -> (8, 4096, 16)."""
     return split_heads(x[None])[0]
+
+
+def _transposed_heads(projection: nn.Linear, x: Tensor) -> Tensor:
+    """A projection of (4096, 256) as (8, 16, 4096), which is how it is read."""
+    return torch.addmm(projection.bias[:, None], projection.weight, x.T).view(HEADS, -1, len(x))
 
 
 def _scaled_keys(attention: Attention, tokens: Tensor) -> Tensor:

@@ -99,9 +99,9 @@ class OpenVinoEngine:
         fused = torch.empty(FEATURES, MASK_SIDE, MASK_SIDE)
         strips = torch.split(fused, MASK_SIDE * FUSED_ROWS // GRID, dim=1)
         positions = torch.split(view.tensors.positions, FUSED_ROWS * GRID)
-        early = torch.split(view.early.float(), FUSED_ROWS, dim=1)
-        for strip, *inputs in zip(strips, positions, early, strict=True):
-            strip.copy_(_infer(self._fuse, inputs)[0])
+        early = torch.split(view.early, FUSED_ROWS, dim=1)
+        for strip, of_E, of_X in zip(strips, positions, early, strict=True):
+            strip.copy_(_infer(self._fuse, [of_E, of_X.float()])[0])
         return fused.flatten(1)
 
     def run(self, batch: DecoderBatch) -> DecoderOutput:
