@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -271,19 +270,27 @@ def test_a_folder_that_cannot_be_written_costs_a_warning_only(tmp_path: Path, co
     assert "could not be kept" in warning
 
 
-def test_only_modules_that_are_to_be_exact_are_marked(tmp_path: Path) -> None:
-    network = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
-    converted.read_or_convert(
-        tmp_path, "two", lambda: openvino.convert_model(network, example_input=torch.zeros(1, 2)), exact=["1"]
+@pytest.mark.parametrize("kept", [True, False])
+def test_only_modules_that_are_to_be_exact_are_marked_kept_or_not(tmp_path: Path, kept: bool) -> None:
+    network, folder = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4)), tmp_path / "engines"
+    if not kept:
+        folder.write_text("not a folder")
+    model, warning = converted.read_or_convert(
+        folder, "two", lambda: openvino.convert_model(network, example_input=torch.zeros(1, 2)), exact=["1"]
     )
-    layers = ElementTree.parse(tmp_path / "two.xml").iter("layer")
-    marked = {layer.get("name", ""): "precise" in ElementTree.tostring(layer, "unicode") for layer in layers}
+    assert (warning is None) == kept
+    marked = {operation.get_friendly_name(): any(operation.get_rt_info().keys()) for operation in model.get_ops()}
     assert {name: mark for name, mark in marked.items() if name.startswith("__module")} == {
         "__module.0/aten::linear/MatMul": False,
         "__module.0/aten::linear/Add": False,
         "__module.1/aten::linear/MatMul": True,
         "__module.1/aten::linear/Add": True,
     }
+
+
+def test_a_network_with_exact_modules_has_a_file_of_its_own() -> None:
+    tensors = [("weight", torch.zeros(1))]
+    assert len({converted.name_of("encoder", tensors, exact) for exact in ((), ("a",), ("a", "b"))}) == 3
 
 
 def test_the_exact_modules_are_the_encoders() -> None:

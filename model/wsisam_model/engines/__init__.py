@@ -17,17 +17,20 @@ class Engine(Protocol):
     """The heavy steps of a predictor; used from one thread at a time. Tensors are on the predictor's device."""
 
     name: str
-    plain: TorchEngine
-    """Eager torch, for what this engine leaves to it."""
     captures_graphs: bool
     """Whether the first batch of each size costs much more than the next ones."""
+
+    @property
+    def plain(self) -> TorchEngine:
+        """Eager torch, for what this engine leaves to it."""
+        ...
 
     def encode(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """E (B, 256, 64, 64) and X (B, C, 64, 64), float32, of normalised views (B, 3, S, S) on the CPU."""
         ...
 
     def prepare(self, embedding: Tensor, early: Tensor, view_size: tuple[int, int]) -> DecoderView:
-        """`FastDecoder.prepare` in the decoder's number format."""
+        """`FastDecoder.prepare`, in the format in which `plain` decodes."""
         ...
 
     def fuse(self, view: DecoderView, branch: Branch) -> Tensor:

@@ -86,5 +86,5 @@ def _openvino_computes_in_bfloat16() -> bool:
         from wsisam_model.engines.openvino_engine import computes_in
 
         return computes_in(torch.bfloat16)
-    except Exception:  # of any kind, as in `choose_engine`, which tells the operator
+    except (ImportError, RuntimeError):  # `choose_engine` meets it again and tells the operator
         return False

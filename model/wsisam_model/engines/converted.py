@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import secrets
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ import openvino
 import torch
 from torch import Tensor
 
-FORMAT = 7
+FORMAT = 6
 """Raised with every change of the graphs that are converted."""
 UNUSED_DAYS = 90
 """Files that nobody read for so long go when a new network is kept: those of earlier weights and versions."""
@@ -29,9 +30,11 @@ def default_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wsisam" / "engines"
 
 
-def name_of(part: str, tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """A file name that changes with the weights, with the graph's version and with those of OpenVINO and torch."""
-    digest = hashlib.sha256(f"{FORMAT} {openvino.__version__} {torch.__version__}".encode())
+def name_of(part: str, tensors: Iterable[tuple[str, Tensor]], exact: Sequence[str] = ()) -> str:
+    """A file name that changes with the weights, with what is `exact` (`read_or_convert`), with the graph's version and
+    with those of OpenVINO and torch.
+    """
+    digest = hashlib.sha256(" ".join((str(FORMAT), openvino.__version__, torch.__version__, *exact)).encode())
     for key, tensor in tensors:
         digest.update(f"{key} {tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().numpy().tobytes())
@@ -43,8 +46,8 @@ def read_or_convert(
 ) -> tuple[openvino.Model, str | None]:
     """The network `name` from `folder`, or made by `convert` and kept there; and a warning where it cannot be kept.
 
-    The modules `exact` are computed in float32 whatever the precision; only a kept network can say so. A damaged file
-    is replaced. Several processes may do this at once: a file is complete when it has its name.
+    The modules `exact` are computed in float32 whatever the precision. A damaged file is replaced. Several processes
+    may do this at once: a file is complete when it has its name.
     """
     path = folder / f"{name}.xml"
     if path.is_file():
@@ -55,13 +58,13 @@ def read_or_convert(
         else:
             _mark_used(path)
             return model, None
-    model = convert()
+    model = _marked(convert(), exact)
     try:
-        _keep(model, path, exact)
+        _keep(model, path)
         _drop_unused(folder)
-        return openvino.Core().read_model(path), None
     except (OSError, RuntimeError) as error:
         return model, f"a converted network could not be kept in {folder}, so every start converts it: {error}"
+    return model, None
 
 
 def _mark_used(path: Path) -> None:
@@ -79,13 +82,12 @@ def _drop_unused(folder: Path) -> None:
                 file.unlink()
 
 
-def _keep(model: openvino.Model, path: Path, exact: Sequence[str]) -> None:
+def _keep(model: openvino.Model, path: Path) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     draft = path.with_name(f"draft-{secrets.token_hex(8)}.xml")
     weights = draft.with_suffix(".bin")
     try:
         openvino.save_model(model, draft, compress_to_fp16=False)
-        _mark_exact(draft, exact)
         weights.replace(path.with_suffix(".bin"))
         draft.replace(path)  # last, since its being there says that both are
     finally:
@@ -93,14 +95,23 @@ def _keep(model: openvino.Model, path: Path, exact: Sequence[str]) -> None:
         weights.unlink(missing_ok=True)
 
 
-def _mark_exact(path: Path, modules: Sequence[str]) -> None:
-    """In OpenVINO's file format, since its Python interface has no such mark. Layers are named after the modules."""
-    tree = ElementTree.parse(path)  # noqa: S314 # OpenVINO has just written it
-    names = tuple(f"__module.{module}" for module in modules)
-    for layer in tree.iter("layer"):
-        if layer.get("name", "").startswith(names):
-            marks = layer.find("rt_info")
-            if marks is None:
-                marks = ElementTree.SubElement(layer, "rt_info")
-            ElementTree.SubElement(marks, "attribute", {"name": "precise", "version": "0"})
-    tree.write(path)
+def _marked(model: openvino.Model, exact: Sequence[str]) -> openvino.Model:
+    """The model with its modules `exact` marked. Layers are named after the modules.
+
+    By way of a file, since OpenVINO's Python interface has no such mark.
+    """
+    if not exact:
+        return model
+    names = tuple(f"__module.{module}" for module in exact)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "marked.xml"
+        openvino.save_model(model, path, compress_to_fp16=False)
+        tree = ElementTree.parse(path)  # noqa: S314 # OpenVINO has just written it
+        for layer in tree.iter("layer"):
+            if layer.get("name", "").startswith(names):
+                marks = layer.find("rt_info")
+                if marks is None:
+                    marks = ElementTree.SubElement(layer, "rt_info")
+                ElementTree.SubElement(marks, "attribute", {"name": "precise", "version": "0"})
+        tree.write(path)
+        return openvino.Core().read_model(path)

@@ -73,7 +73,8 @@ class OpenVinoEngine:
         self._core = openvino.Core()
         self._threads = threads or torch.get_num_threads()
         shape = (1, 3, side, side)
-        exact = EXACT_MODULES if isinstance(encoder, TinyViT) else ()
+        rounds = isinstance(encoder, TinyViT) and precision.encoder != torch.float32
+        exact = EXACT_MODULES if rounds else ()
         self._encode = self._compile("encoder", encoder, [torch.zeros(shape)], [shape], precision.encoder, exact=exact)
         self._compile_decodes()
         encoder.to("meta")  # OpenVINO holds the weights now; torch's are never used again
@@ -165,7 +166,7 @@ class OpenVinoEngine:
     ) -> openvino.InferRequest:
         if not computes_in(precision):
             raise ModelError(f"OpenVINO on this CPU does not compute in {precision}".replace("torch.", ""))
-        name = name_of(part, [*module.named_parameters(), *module.named_buffers()])
+        name = name_of(part, [*module.named_parameters(), *module.named_buffers()], exact)
         model, warning = read_or_convert(self._folder, name, _converter(module, example, shapes), exact)
         if warning and warning not in self.warnings:
             self.warnings.append(warning)
@@ -199,5 +200,6 @@ def _infer(request: openvino.InferRequest, inputs: Sequence[Tensor]) -> list[Ten
 
 def computes_in(precision: torch.dtype) -> bool:
     """Whether this CPU has instructions for that format."""
-    capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return precision == torch.float32 or _CAPABILITIES[precision] in capabilities
+    if precision == torch.float32:
+        return True
+    return _CAPABILITIES[precision] in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")

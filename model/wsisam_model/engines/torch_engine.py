@@ -25,7 +25,6 @@ class TorchEngine:
     captures_graphs = False
 
     def __init__(self, encoder: ImageEncoder, decoder: FastDecoder, device: torch.device, precision: Precision) -> None:
-        self.plain = self
         self.encoder, self.decoder = encoder, decoder
         self.device = device
         self.precision = precision
@@ -37,6 +36,10 @@ class TorchEngine:
         if precision.decoder != torch.float32:
             for module in decoder.decoding_modules():
                 _keep_products_in(module, precision.decoder)
+
+    @property
+    def plain(self) -> Self:
+        return self
 
     def encode(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         inputs = inputs.to(self.device, non_blocking=True)
