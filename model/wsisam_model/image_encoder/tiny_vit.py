@@ -21,7 +21,8 @@ STEM_SIDE = 256
 HEAD_SIZE = 32
 EXACT_MODULES = ("patch_embed.seq.0", "layers.0.downsample", "layers.1.downsample", "layers.2.downsample")
 """What an engine that rounds to eight bits (bfloat16) leaves in float32: two fifths of the error of E come from here,
-and a twentieth of the time (docs/PERFORMANCE.md)."""
+and a twentieth of the time (docs/PERFORMANCE.md). View keys do not name them: with another choice goes another
+`ModelConfig.preprocessing`."""
 EMBEDDING_CHANNELS = 256
 
 
