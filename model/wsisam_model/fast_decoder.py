@@ -105,6 +105,16 @@ class DecoderInputs(NamedTuple):
     fused_lr: Sequence[Tensor] | Tensor
     """F of each LR row whose mask is wanted."""
 
+    def in_float32(self) -> DecoderInputs:
+        """With views and F in float32, whatever an engine keeps them in; a view of several rows stays one."""
+        assert not isinstance(self.views, ViewTensors)
+        exact = {id(view): ViewTensors(*(tensor.float() for tensor in view)) for view in self.views}
+        return self._replace(
+            views=[exact[id(view)] for view in self.views],
+            fused_hr=[fused.float() for fused in self.fused_hr],
+            fused_lr=[fused.float() for fused in self.fused_lr],
+        )
+
 
 class DecoderOutput(NamedTuple):
     """Low-resolution logits of a batch, rows in the order of its `Layout`."""
@@ -151,11 +161,11 @@ class FastDecoder(nn.Module):
         return modules
 
     def prepare(self, embedding: Tensor, early: Tensor, view_size: tuple[int, int]) -> DecoderView:
-        """Make a view of E (256, 64, 64) and X (C, 64, 64) ready: layer 0's projections of the image (6a)."""
+        """Make a view of E (256, 64, 64) and X (C, 64, 64) ready, in the format of E: layer 0's projections (6a)."""
         first = self._block(0)
         K = embedding.flatten(1).T.clone(memory_format=torch.contiguous_format)
-        K += self.network.prompt_encoder.no_mask_embed.weight
-        positioned = K + self.position
+        K += self.network.prompt_encoder.no_mask_embed.weight.to(K)
+        positioned = K + self.position.to(K)
         asked, asking = first.cross_attn_token_to_image, first.cross_attn_image_to_token
         key, query = _transposed_heads(asked.k_proj, positioned), _transposed_heads(asking.q_proj, positioned)
         value = _heads(asked.v_proj(K)).contiguous()
@@ -163,7 +173,7 @@ class FastDecoder(nn.Module):
 
     def fuse(self, view: DecoderView, branch: Branch) -> Tensor:
         """F (32, 65536) of the view under one branch's adapter."""
-        positions, early = view.tensors.positions, view.early.to(view.tensors.positions)
+        positions, early = view.tensors.positions.to(self.position), view.early.to(self.position)
         rows = GRID if positions.is_cuda else FUSED_ROWS
         strips = zip(torch.split(positions, rows * GRID), torch.split(early, rows, dim=1), strict=True)
         return torch.cat([self.fuse_rows(branch, *strip) for strip in strips], dim=1).flatten(1)

@@ -164,8 +164,8 @@ class Predictor:
         channels = embedding.early.shape[0]
         if channels != self.config.early_channels:
             raise CheckpointError(f"an embedding with {channels} early channels is not one of {self.config.name}")
-        E = embedding.embedding.to(self._device, torch.float32)
-        view = self._engine.prepare(E, embedding.early.to(self._device), embedding.view_size)
+        E, X = embedding.embedding.to(self._device), embedding.early.to(self._device)
+        view = self._engine.prepare(E, X, embedding.view_size)
         if self._choose is not None and self._white is not None:
             view.own = self._choose(look_of(embedding, self._white, self.config))
         return view

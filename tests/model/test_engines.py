@@ -20,6 +20,7 @@ from wsisam_model.decoder_batch import DecodeRequest
 from wsisam_model.engines.choice import choose_precision
 from wsisam_model.engines.precision import Precision
 from wsisam_model.errors import ModelError
+from wsisam_model.fast_decoder import ViewTensors
 from wsisam_model.golden import Golden
 from wsisam_model.image_encoder import TinyViT
 from wsisam_model.image_encoder.tiny_vit import EXACT_MODULES
@@ -174,7 +175,7 @@ def test_a_lower_format_is_left_to_the_compiled_networks(
     base: BaseWeights, golden: Golden, compiled: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On every CPU, so with float32 under the name of bfloat16: the weights are converted as they were loaded, what is
-    compiled is told the format, and what is left to torch is computed in float32.
+    compiled is told the format, views are kept in it, and what is left to torch is computed in float32.
     """
     monkeypatch.setattr(openvino_engine, "computes_in", lambda precision: True)
     monkeypatch.setitem(openvino_engine._HINTS, torch.bfloat16, "f32")
@@ -182,14 +183,25 @@ def test_a_lower_format_is_left_to_the_compiled_networks(
     lower = Predictor(CONFIG, base, adapters, device="cpu", engine="openvino", precision="bfloat16")
     assert (lower.engine, lower.precision, lower.warnings) == ("openvino", "bfloat16/bfloat16", ())
     assert lower.key_prefix.endswith("-openvino-bf16")
-    masks = []
-    for predictor in (lower, compiled):
-        (embedding,) = predictor.encode([golden.image("A/hr_view")])
-        hr = predictor.prepare(embedding)
-        compiled_and_not = [DecodeRequest(hr, None, BOX), DecodeRequest(hr, None, BOX, multimask=True)]
-        masks.append([answer.logits for answer in predictor.decode(compiled_and_not)])
-    for ours, exact in zip(*masks, strict=True):
-        np.testing.assert_array_equal(ours, exact)
+    images = [golden.image(f"A/{branch}_view") for branch in ("hr", "lr")]
+    embeddings, exact_ones = lower.encode(images), compiled.encode(images)
+    for embedding, exact_one in zip(embeddings, exact_ones, strict=True):
+        np.testing.assert_array_equal(embedding.embedding, exact_one.embedding)
+    kept = [lower.prepare(embedding) for embedding in embeddings]
+    exact = [compiled.prepare(embedding) for embedding in exact_ones]
+    asked = {"lr_mask": True}, {"multimask": True}, {}
+    answers = [lower.decode([DecodeRequest(*kept, BOX, **how)])[0] for how in asked]
+    for view, exact_view in zip(kept, exact, strict=True):
+        assert 2 * sum(tensor.nbytes for tensor in view.tensors) == sum(part.nbytes for part in exact_view.tensors)
+        for part, exact_part in zip(view.tensors, exact_view.tensors, strict=True):
+            assert abs(part - exact_part).max() < 0.01 * abs(exact_part).max()
+        exact_view.tensors = ViewTensors(*(part.float() for part in view.tensors))
+    (fused,) = (fused for fused in kept[0].fused.values() if fused.dtype == torch.bfloat16)
+    exact[0].fused = {compiled._engine.plain.decoder.adapter("hr"): fused.float()}
+    for how, answer in zip(asked, answers, strict=True):
+        (same,) = compiled.decode([DecodeRequest(*exact, BOX, **how)])
+        np.testing.assert_array_equal(answer.logits, same.logits)
+        np.testing.assert_array_equal(answer.lr_logits, same.lr_logits)
 
 
 @pytest.mark.skipif(not openvino_engine.computes_in(torch.bfloat16), reason="this CPU has no bfloat16")
@@ -240,7 +252,7 @@ def test_a_network_is_converted_once_on_a_machine(tmp_path: Path, convert: Any) 
 
 
 def test_networks_that_nobody_reads_any_more_are_dropped(tmp_path: Path, convert: Any) -> None:
-    used, unused = (converted.name_of("encoder", [("weight", torch.tensor([value]))]) for value in (1.0, 2.0))
+    used, unused = (converted.name_of("encoder", [("weight", torch.tensor([value]))], [(1,)]) for value in (1.0, 2.0))
     for name in (used, unused):
         converted.read_or_convert(tmp_path, name, convert)
     (tmp_path / "draft-0123456789abcdef.bin").touch()
@@ -290,7 +302,7 @@ def test_only_modules_that_are_to_be_exact_are_marked_kept_or_not(tmp_path: Path
 
 def test_a_network_with_exact_modules_has_a_file_of_its_own() -> None:
     tensors = [("weight", torch.zeros(1))]
-    assert len({converted.name_of("encoder", tensors, exact) for exact in ((), ("a",), ("a", "b"))}) == 3
+    assert len({converted.name_of("encoder", tensors, [(1,)], exact) for exact in ((), ("a",), ("a", "b"))}) == 3
 
 
 def test_the_exact_modules_are_the_encoders() -> None:
@@ -300,7 +312,7 @@ def test_the_exact_modules_are_the_encoders() -> None:
 
 def test_the_name_of_a_converted_network_tells_its_weights_apart() -> None:
     def name(values: Sequence[float]) -> str:
-        return converted.name_of("part", [("weight", torch.tensor(values))])
+        return converted.name_of("part", [("weight", torch.tensor(values))], [(1,)])
 
     assert name([1.0, 2.0]) == name([1.0, 2.0])
     assert name([1.0, 2.0]) != name([1.0, 2.5])

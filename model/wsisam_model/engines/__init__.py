@@ -30,11 +30,11 @@ class Engine(Protocol):
         ...
 
     def prepare(self, embedding: Tensor, early: Tensor, view_size: tuple[int, int]) -> DecoderView:
-        """`FastDecoder.prepare`, in the format in which `plain` decodes."""
+        """`FastDecoder.prepare` of maps in any format."""
         ...
 
     def fuse(self, view: DecoderView, branch: Branch) -> Tensor:
-        """F (32, 65536), float32, of a view under one branch's adapter."""
+        """F (32, 65536) of a view under one branch's adapter."""
         ...
 
     def run(self, batch: DecoderBatch) -> DecoderOutput:

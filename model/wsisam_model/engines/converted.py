@@ -17,7 +17,7 @@ import openvino
 import torch
 from torch import Tensor
 
-FORMAT = 6
+FORMAT = 7
 """Raised with every change of the graphs that are converted."""
 UNUSED_DAYS = 90
 """Files that nobody read for so long go when a new network is kept: those of earlier weights and versions."""
@@ -30,11 +30,17 @@ def default_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wsisam" / "engines"
 
 
-def name_of(part: str, tensors: Iterable[tuple[str, Tensor]], exact: Sequence[str] = ()) -> str:
-    """A file name that changes with the weights, with what is `exact` (`read_or_convert`), with the graph's version and
-    with those of OpenVINO and torch.
+def name_of(
+    part: str,
+    tensors: Iterable[tuple[str, Tensor]],
+    shapes: Sequence[tuple[int, ...]],
+    exact: Sequence[str] = (),
+) -> str:
+    """A file name that changes with the weights, with the inputs' `shapes`, with what is `exact` (`read_or_convert`),
+    with the graph's version and with those of OpenVINO and torch.
     """
-    digest = hashlib.sha256(" ".join((str(FORMAT), openvino.__version__, torch.__version__, *exact)).encode())
+    versions = str(FORMAT), openvino.__version__, torch.__version__, *map(str, shapes), *exact
+    digest = hashlib.sha256(" ".join(versions).encode())
     for key, tensor in tensors:
         digest.update(f"{key} {tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().numpy().tobytes())

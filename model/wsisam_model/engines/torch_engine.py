@@ -53,15 +53,18 @@ class TorchEngine:
 
     def prepare(self, embedding: Tensor, early: Tensor, view_size: tuple[int, int]) -> DecoderView:
         with torch.inference_mode(), self.autocast(self.precision.decoder):
-            return self.decoder.prepare(embedding, early, view_size)
+            return self.decoder.prepare(embedding.float(), early, view_size)
 
     def fuse(self, view: DecoderView, branch: Branch) -> Tensor:
         with torch.inference_mode():
             return self.decoder.fuse(view, branch)
 
     def run(self, batch: DecoderBatch) -> DecoderOutput:
+        inputs = batch.inputs
+        if inputs.tokens.device.type == "cpu" and self.precision.decoder == torch.float32:
+            inputs = inputs.in_float32()  # views that OpenVINO made ready may come in less
         with torch.inference_mode(), self.autocast(self.precision.decoder):
-            output: DecoderOutput = self.decoder(batch.layout, batch.inputs)
+            output: DecoderOutput = self.decoder(batch.layout, inputs)
         return output
 
     def beside(self, decoder: FastDecoder) -> Self:
