@@ -34,7 +34,7 @@ class Engine(Protocol):
         ...
 
     def fuse(self, view: DecoderView, branch: Branch) -> Tensor:
-        """F (32, 65536) of a view under one branch's adapter."""
+        """F (32, 65536) of a view under one branch's adapter, in the format that this engine keeps views in."""
         ...
 
     def run(self, batch: DecoderBatch) -> DecoderOutput:

@@ -26,7 +26,7 @@ VARIANTS = (FROZEN, HR, HR_LR)
 MAX_CLICKS = 20
 CLICK_TARGETS = (0.85, 0.90)
 _KEPT_VIEWS = 16
-"""Decoder-ready views kept; 12 MB or more each."""
+"""Decoder-ready views kept; up to 20 MB each."""
 
 
 @dataclass(frozen=True, slots=True)
