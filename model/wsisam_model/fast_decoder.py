@@ -105,14 +105,17 @@ class DecoderInputs(NamedTuple):
     fused_lr: Sequence[Tensor] | Tensor
     """F of each LR row whose mask is wanted."""
 
-    def in_float32(self) -> DecoderInputs:
-        """With views and F in float32, whatever an engine keeps them in; a view of several rows stays one."""
-        assert not isinstance(self.views, ViewTensors)
-        exact = {id(view): ViewTensors(*(tensor.float() for tensor in view)) for view in self.views}
+    def to(self, dtype: torch.dtype) -> DecoderInputs:
+        """With views and F that come one by one in `dtype`, whatever an engine keeps them in; those with a leading axis
+        are as they were. A view of several rows stays one.
+        """
+        if isinstance(self.views, ViewTensors):
+            return self
+        exact = {id(view): ViewTensors(*(tensor.to(dtype) for tensor in view)) for view in self.views}
         return self._replace(
             views=[exact[id(view)] for view in self.views],
-            fused_hr=[fused.float() for fused in self.fused_hr],
-            fused_lr=[fused.float() for fused in self.fused_lr],
+            fused_hr=[fused.to(dtype) for fused in self.fused_hr],
+            fused_lr=[fused.to(dtype) for fused in self.fused_lr],
         )
 
 

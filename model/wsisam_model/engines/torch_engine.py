@@ -53,7 +53,7 @@ class TorchEngine:
 
     def prepare(self, embedding: Tensor, early: Tensor, view_size: tuple[int, int]) -> DecoderView:
         with torch.inference_mode(), self.autocast(self.precision.decoder):
-            return self.decoder.prepare(embedding.float(), early, view_size)
+            return self.decoder.prepare(embedding.to(self.decoder.position), early, view_size)
 
     def fuse(self, view: DecoderView, branch: Branch) -> Tensor:
         with torch.inference_mode():
@@ -62,7 +62,7 @@ class TorchEngine:
     def run(self, batch: DecoderBatch) -> DecoderOutput:
         inputs = batch.inputs
         if inputs.tokens.device.type == "cpu" and self.precision.decoder == torch.float32:
-            inputs = inputs.in_float32()  # views that OpenVINO made ready may come in less
+            inputs = inputs.to(self.decoder.position.dtype)  # views that OpenVINO made ready may come in less
         with torch.inference_mode(), self.autocast(self.precision.decoder):
             output: DecoderOutput = self.decoder(batch.layout, inputs)
         return output
