@@ -191,12 +191,14 @@ def test_a_lower_format_is_left_to_the_compiled_networks(
     exact = [compiled.prepare(embedding) for embedding in exact_ones]
     asked = {"lr_mask": True}, {"multimask": True}, {}
     answers = [lower.decode([DecodeRequest(*kept, BOX, **how)])[0] for how in asked]
+    (fused,) = (fused for fused in kept[0].fused.values() if fused.dtype == torch.bfloat16)
+    exact_fused = compiled._engine.fuse(exact[0], "hr")
+    assert abs(fused - exact_fused).max() < 0.02 * abs(exact_fused).max()
     for view, exact_view in zip(kept, exact, strict=True):
         assert 2 * sum(tensor.nbytes for tensor in view.tensors) == sum(part.nbytes for part in exact_view.tensors)
         for part, exact_part in zip(view.tensors, exact_view.tensors, strict=True):
             assert abs(part - exact_part).max() < 0.01 * abs(exact_part).max()
         exact_view.tensors = ViewTensors(*(part.float() for part in view.tensors))
-    (fused,) = (fused for fused in kept[0].fused.values() if fused.dtype == torch.bfloat16)
     exact[0].fused = {compiled._engine.plain.decoder.adapter("hr"): fused.float()}
     for how, answer in zip(asked, answers, strict=True):
         (same,) = compiled.decode([DecodeRequest(*exact, BOX, **how)])

@@ -61,7 +61,7 @@ class TorchEngine:
 
     def run(self, batch: DecoderBatch) -> DecoderOutput:
         inputs = batch.inputs
-        if inputs.tokens.device.type == "cpu" and self.precision.decoder == torch.float32:
+        if self.precision.decoder == torch.float32:  # where no autocast brings formats together
             inputs = inputs.to(self.decoder.position.dtype)  # views that OpenVINO made ready may come in less
         with torch.inference_mode(), self.autocast(self.precision.decoder):
             output: DecoderOutput = self.decoder(batch.layout, inputs)
