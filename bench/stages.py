@@ -94,6 +94,7 @@ def work_of(predictor: Predictor, image: np.ndarray[Any, Any]) -> dict[str, Work
     config, decoder = predictor.config, predictor.decoder
     with torch.device("meta"):
         encoder = build_image_encoder(config)
+        encoder.prepare_for_inference()
         blank = torch.zeros(1, 3, config.image_size, config.image_size)
     (embedding,) = predictor.encode([image])
     hr, lr = predictor.prepare(embedding), predictor.prepare(embedding)

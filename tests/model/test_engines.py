@@ -202,8 +202,11 @@ def test_a_lower_format_is_left_to_the_compiled_networks(
     exact[0].fused = {compiled._engine.plain.decoder.adapter("hr"): fused.float()}
     for how, answer in zip(asked, answers, strict=True):
         (same,) = compiled.decode([DecodeRequest(*exact, BOX, **how)])
-        np.testing.assert_array_equal(answer.logits, same.logits)
-        np.testing.assert_array_equal(answer.lr_logits, same.lr_logits)
+        # Not to the bit: torch's products round by where their operands happen to lie.
+        np.testing.assert_allclose(answer.logits, same.logits, rtol=0, atol=1e-3)
+        assert (answer.lr_logits is None) == (same.lr_logits is None) == ("lr_mask" not in how)
+        if answer.lr_logits is not None and same.lr_logits is not None:
+            np.testing.assert_allclose(answer.lr_logits, same.lr_logits, rtol=0, atol=1e-3)
 
 
 @pytest.mark.skipif(not openvino_engine.computes_in(torch.bfloat16), reason="this CPU has no bfloat16")

@@ -129,6 +129,7 @@ def test_sam_sized_input_equals_timm(timm_tiny_vit: ModuleType) -> None:
     missing, unexpected = reference.load_state_dict(timm_keys(encoder), strict=False)
     assert not unexpected
     assert all(key.startswith("head.") for key in missing)
+    encoder.prepare_for_inference()
     image = torch.randn(1, 3, 1024, 1024, generator=torch.Generator().manual_seed(2))
     with torch.inference_mode():
         stages = [reference.patch_embed(image)]
@@ -170,8 +171,9 @@ def test_prepared_encoders_hold_no_batch_norm_and_no_unexpanded_bias(lite_medsam
 
 
 def test_windows_of_a_batch_do_not_mix() -> None:
-    block = WindowBlock(64, 7, 16).eval()
+    block = WindowBlock(64, 7).eval()
     randomise(block)
+    block.attn.prepare()
     images = torch.randn(3, 64, 16, 16)
     with torch.inference_mode():
         assert_close(block(images)[1:2], block(images[1:2]), 1e-5)

@@ -17,7 +17,7 @@ import openvino
 import torch
 from torch import Tensor
 
-FORMAT = 7
+FORMAT = 8
 """Raised with every change of the graphs that are converted."""
 UNUSED_DAYS = 90
 """Files that nobody read for so long go when a new network is kept: those of earlier weights and versions."""
