@@ -137,12 +137,13 @@ class Predictor:
         pre = self.config.preprocessing if short is None else f"{self.config.preprocessing}-{self.engine}-{short}"
         return f"{self.config.name}:{self.weights_hash}:{pre}"
 
-    def encode(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[Embedding]:
-        """The embeddings of views in uint8 RGB (H, W, 3), float32 on the model's device."""
+    def encode(self, images: Sequence[npt.NDArray[np.uint8]], *, halved: bool = False) -> list[Embedding]:
+        """The embeddings of views in uint8 RGB (H, W, 3), on the model's device in float32, or `halved` in float16."""
+        dtype = torch.float16 if halved else torch.float32
         embeddings: list[Embedding] = []
         for start in range(0, len(images), self._max_encode_batch):
             batch = images[start : start + self._max_encode_batch]
-            E, X = self._engine.encode(self._inputs(batch))
+            E, X = self._engine.encode(self._inputs(batch), dtype)
             sizes = [(image.shape[0], image.shape[1]) for image in batch]
             embeddings += map(Embedding, E, X, sizes)
         return embeddings

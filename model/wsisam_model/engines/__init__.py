@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, Self
 
+import torch
 from torch import Tensor
 
 from wsisam_model.decoder_batch import DecoderBatch
@@ -25,8 +26,8 @@ class Engine(Protocol):
         """Eager torch, for what this engine leaves to it."""
         ...
 
-    def encode(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """E (B, 256, 64, 64) and X (B, C, 64, 64), float32, of normalised views (B, 3, S, S) on the CPU."""
+    def encode(self, inputs: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        """E (B, 256, 64, 64) and X (B, C, 64, 64) as `dtype`, of normalised views (B, 3, S, S) on the CPU."""
         ...
 
     def prepare(self, embedding: Tensor, early: Tensor, view_size: tuple[int, int]) -> DecoderView:

@@ -121,18 +121,18 @@ class CudaEngine:
         other.plain, other._graphs = self.plain.beside(decoder), {}
         return other
 
-    def encode(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, inputs: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
         count = len(inputs)
         size = bucket(count, ENCODE_SIZES)
         if size is None:
-            return self.plain.encode(inputs)
+            return self.plain.encode(inputs, dtype)
         with torch.inference_mode():
             captured = self._captured(size, lambda: self._capture_encode(inputs.new_zeros(size, *inputs.shape[1:])))
             if captured is None:
-                return self.plain.encode(inputs)
+                return self.plain.encode(inputs, dtype)
             captured.inputs[0][:count].copy_(inputs, non_blocking=True)
             E, X = captured.replay()
-            return E[:count].clone(), X[:count].clone()
+            return E[:count].to(dtype, copy=True), X[:count].to(dtype, copy=True)
 
     def prepare(self, embedding: Tensor, early: Tensor, view_size: tuple[int, int]) -> DecoderView:
         return self.plain.prepare(embedding, early, view_size)

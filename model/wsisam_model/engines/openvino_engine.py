@@ -98,15 +98,15 @@ class OpenVinoEngine:
         other._compile_decodes()
         return other
 
-    def encode(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, inputs: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
         # One view a call: cores gain nothing from more, and of a fixed shape OpenVINO plans the memory (75 MB).
-        views = [[map_.clone() for map_ in _infer(self._encode, [one])] for one in inputs[:, None]]
+        views = [[map_.to(dtype, copy=True) for map_ in _infer(self._encode, [one])] for one in inputs[:, None]]
         E, X = views[0] if len(views) == 1 else (torch.cat(maps) for maps in zip(*views, strict=True))
         return E, X
 
     def prepare(self, embedding: Tensor, early: Tensor, view_size: tuple[int, int]) -> DecoderView:
         with torch.inference_mode(), self.plain.autocast(self._kept):
-            return self.plain.decoder.prepare(embedding.to(self._kept), early, view_size)
+            return self.plain.decoder.prepare(embedding, early, view_size, self._kept)
 
     def fuse(self, view: DecoderView, branch: Branch) -> Tensor:
         if branch == "lr":

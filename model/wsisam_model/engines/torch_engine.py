@@ -41,7 +41,7 @@ class TorchEngine:
     def plain(self) -> Self:
         return self
 
-    def encode(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, inputs: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
         inputs = inputs.to(self.device, non_blocking=True)
         with torch.inference_mode():
             if self._whole:
@@ -49,11 +49,11 @@ class TorchEngine:
             else:
                 with self.autocast(self.precision.encoder):
                     E, X = self.encoder(inputs)
-            return E.float(), X.float()
+            return E.to(dtype), X.to(dtype)
 
     def prepare(self, embedding: Tensor, early: Tensor, view_size: tuple[int, int]) -> DecoderView:
         with torch.inference_mode(), self.autocast(self.precision.decoder):
-            return self.decoder.prepare(embedding.to(self.decoder.position), early, view_size)
+            return self.decoder.prepare(embedding, early, view_size, self.decoder.position.dtype)
 
     def fuse(self, view: DecoderView, branch: Branch) -> Tensor:
         with torch.inference_mode():

@@ -235,8 +235,9 @@ class PredictorBackend:
         return self._predictor.warnings
 
     def encode(self, images: Sequence[ViewPixels]) -> Sequence[StoredEmbedding]:
-        exact = self._predictor.encode(images)
-        return [self._int8.of(one) for one in exact] if self._int8 else [one.halved() for one in exact]
+        if self._int8:
+            return [self._int8.of(one) for one in self._predictor.encode(images)]
+        return self._predictor.encode(images, halved=True)
 
     def load(self, blob: bytes) -> StoredEmbedding:
         return (self._int8 or self._float16).from_bytes(blob)
