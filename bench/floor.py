@@ -25,6 +25,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import wsisam_model  # noqa: F401 # before torch, as in the service: it says how long torch's threads spin
+
+# isort: split
+
 import numpy as np
 import openvino
 import torch

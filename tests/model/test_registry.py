@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +69,23 @@ def test_a_named_adapters_file_that_is_missing_is_an_error(tmp_path: Path) -> No
 def test_an_unknown_model_is_an_error() -> None:
     with pytest.raises(UnknownModelError, match="no model is called 'sam3'; there are lite_medsam"):
         load_model("sam3")
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, 10_000), ({"GOMP_SPINCOUNT": "5"}, 5), ({"OMP_WAIT_POLICY": "passive"}, 0)],
+    ids=["by default", "as the user says", "by the user's policy"],
+)
+def test_torchs_threads_soon_leave_the_cores_to_openvino(given: dict[str, str], spins: int) -> None:
+    """As GNU's OpenMP itself tells when torch loads it: its own default is 300,000."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    code = "import wsisam_model.registry"
+    told = {**kept, **given, "OMP_DISPLAY_ENV": "verbose"}
+    loaded = subprocess.run([sys.executable, "-c", code], env=told, capture_output=True, text=True, check=True).stderr
+    counts = set(re.findall(r"GOMP_SPINCOUNT = '(\d+)'", loaded))
+    if not counts:
+        pytest.skip("torch's threads are not those of GNU's OpenMP here")
+    assert counts == {str(spins)}
 
 
 def test_loading_a_model_leaves_torchs_compiler_alone() -> None:
