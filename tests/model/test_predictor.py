@@ -170,6 +170,9 @@ def test_encoding_gives_each_view_its_embedding(predictor: Predictor) -> None:
     assert first.view_size == (256, 192)
     assert (first.embedding.shape, first.early.shape) == ((256, 64, 64), (160, 64, 64))
     torch.testing.assert_close(second.embedding, predictor.encode([images[1]])[0].embedding)
+    stored, _ = predictor.encode(list(images), halved=True)
+    torch.testing.assert_close(stored.embedding, first.embedding.half(), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(stored.early, first.early.half(), atol=1e-3, rtol=1e-3)
 
 
 def test_an_embedding_survives_its_blob_in_half_precision() -> None:
