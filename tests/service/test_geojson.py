@@ -15,7 +15,7 @@ from rasterio import features
 from shapely.geometry import shape
 
 from wsisam_service.errors import InvalidRequest
-from wsisam_service.masks import geojson
+from wsisam_service.masks import border, geojson
 from wsisam_service.masks.geojson import Placement
 
 noise = hnp.arrays(np.bool_, hnp.array_shapes(min_dims=2, max_dims=2, max_side=24))
@@ -79,9 +79,22 @@ def test_rasterised_outline_is_the_mask(mask: np.ndarray, simplify: float) -> No
 @settings(max_examples=30, deadline=None)
 @given(blobs())
 def test_outline_stays_within_half_a_view_pixel(mask: np.ndarray) -> None:
-    exact, simplified = geojson.trace(mask), geojson.outline(mask, Placement())
+    exact, simplified = border.along_edges(mask), geojson.outline(mask, Placement())
     if exact is not None and simplified is not None:
         assert shapely.hausdorff_distance(exact.boundary, simplified.boundary) <= 0.5 + 0.01
+
+
+@settings(max_examples=60, deadline=None)
+@given(masks)
+def test_an_exact_outline_is_what_gdal_traces(mask: np.ndarray) -> None:
+    pixels = mask.astype(np.uint8)
+    traced = [shape(found) for found, _ in features.shapes(pixels, mask=mask, connectivity=4)]
+    exact = border.along_edges(mask)
+    assert (exact is None) == (not traced)
+    if exact is not None:
+        assert exact.is_valid
+        assert exact.equals(shapely.MultiPolygon(traced))
+        assert len(shapely.get_parts(exact)) == len(traced)
 
 
 def test_no_simplification_is_exact_and_simplification_saves_vertices() -> None:

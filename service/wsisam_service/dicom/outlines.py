@@ -12,7 +12,8 @@ import shapely
 from shapely import MultiPolygon, Polygon
 
 from wsisam_service.errors import InvalidRequest, PromptOutsideSlide
-from wsisam_service.masks.geojson import Area, polygons_of
+from wsisam_service.masks.border import Area
+from wsisam_service.masks.geojson import polygons_of
 
 MAX_OUTLINES = 10_000
 MAX_VERTICES = 1_000_000

@@ -21,7 +21,7 @@ from wsisam_service.dicom.codes import CodedClass
 from wsisam_service.dicom.derived import DicomResult, quietly, source_image, to_result
 from wsisam_service.dicom.identity import NAME, Algorithm, equipment, uid_of
 from wsisam_service.errors import InvalidRequest
-from wsisam_service.masks.geojson import Area
+from wsisam_service.masks.border import Area
 
 if TYPE_CHECKING:
     import highdicom

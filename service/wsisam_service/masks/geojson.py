@@ -1,8 +1,8 @@
 """Masks as GeoJSON that every QuPath from 0.4 reads (qupath/PROTOCOL.md section 4).
 
-Outlines follow pixel edges, with holes and separate parts kept. They are traced and simplified in view pixels, then
-put into the client's frame and rounded to the 0.01 px that QuPath keeps. Pixel corners that differ stay different
-under that rounding, so an unsimplified outline is always valid; a simplified one is checked.
+Outlines follow pixel edges, with holes and separate parts kept. They are simplified in view pixels, then put into the
+client's frame and rounded to the 0.01 px that QuPath keeps. Pixel corners that differ stay different under that
+rounding, so an unsimplified outline is always valid; a simplified one is checked.
 """
 
 from __future__ import annotations
@@ -15,22 +15,18 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import orjson
 import shapely
-from rasterio import features
 from shapely import MultiPolygon, Polygon
 
 from wsisam_service.errors import InvalidRequest
+from wsisam_service.masks.border import CORNER_DEPTH, Area, along_edges, between_edges
+from wsisam_service.masks.rle import Mask
 
-Mask = npt.NDArray[np.bool_]
-Area: TypeAlias = Polygon | MultiPolygon
 Classification: TypeAlias = str | dict[str, object] | None
 """A class that QuPath reads."""
 
 DEFAULT_SIMPLIFY = 0.5
 """Tolerance of outlines, view pixels."""
-CORNER_DEPTH = 0.5**1.5
-"""How far a corner lies from the line that cuts it half a pixel along both edges."""
 DECIMALS = 2
 _GRID = 10.0**-DECIMALS
 _RECTANGLE_CUT = 0.1
@@ -56,30 +52,14 @@ def outline(mask: Mask, placement: Placement, simplify: float = DEFAULT_SIMPLIFY
     It stays within `simplify` view pixels of the pixel edges; less is used where that much would cross lines. Up to
     the default tolerance no pixel's centre changes sides, so rasterising the outline gives the mask back.
     """
-    exact = trace(mask)
-    if exact is None:
-        return None
     for tolerance in (simplify, simplify / 2):
-        placed = shapely.transform(_simplified(exact, tolerance), placement)
+        area = _simplified(mask, tolerance)
+        if area is None:
+            return None
+        placed = shapely.transform(area, placement)
         if placed.is_valid and not placed.is_empty:
             return _not_a_rectangle(placed, placement.scale)
-    return _exactly_placed(exact, placement)
-
-
-def trace(mask: Mask) -> Area | None:
-    """The exact outline in view-edge pixels, corners only; None for an empty mask.
-
-    Pixels that meet at a corner only are separate parts, so that no ring touches itself.
-    """
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if rows.size == 0:
-        return None
-    top, left = int(rows[0]), int(columns[0])
-    crop = np.ascontiguousarray(mask[top : rows[-1] + 1, left : columns[-1] + 1]).view(np.uint8)
-    shapes = features.shapes(crop, mask=crop.view(np.bool_), connectivity=4)
-    parts = [_polygon([np.array(ring) for ring in shape["coordinates"]]) for shape, _ in shapes]
-    area = parts[0] if len(parts) == 1 else MultiPolygon(parts)
-    return shapely.transform(area, lambda positions: np.add(positions, (left, top)))
+    return _exactly_placed(mask, placement)
 
 
 def feature(
@@ -131,34 +111,18 @@ def _is_colour(colour: object) -> bool:
     )
 
 
-def _polygon(rings: list[npt.NDArray[np.float64]]) -> Polygon:
-    """From rings (n, 2), the exterior first."""
-    return Polygon(rings[0], rings[1:])
+def _simplified(mask: Mask, tolerance: float) -> Area | None:
+    """The outline of `mask` with fewer vertices, within `tolerance` of the exact one."""
+    if tolerance >= CORNER_DEPTH:
+        cut = between_edges(mask)
+        return None if cut is None else cut.simplify(tolerance - CORNER_DEPTH, preserve_topology=False)
+    exact = along_edges(mask)
+    return exact if exact is None or tolerance == 0 else exact.simplify(tolerance, preserve_topology=True)
 
 
-def _simplified(exact: Area, tolerance: float) -> Area:
-    """`exact` with fewer vertices. Cutting every corner first makes straight lines of staircases."""
-    if tolerance < CORNER_DEPTH:
-        return exact.simplify(tolerance, preserve_topology=True) if tolerance > 0 else exact
-    return _without_corners(exact).simplify(tolerance - CORNER_DEPTH, preserve_topology=False)
-
-
-def _without_corners(exact: Area) -> Area:
-    """Each corner cut half a pixel along both its edges: edges of one pixel shrink to their middle."""
-    parts = exact.geoms if isinstance(exact, MultiPolygon) else [exact]
-    kind, corners, (ring_starts, part_starts) = shapely.to_ragged_array(list(parts))
-    edges = np.delete(np.arange(len(corners)), ring_starts[1:] - 1)  # by first corner; a ring repeats its first one
-    start, end = corners[edges], corners[edges + 1]
-    step = 0.5 * np.sign(end - start)
-    ends_of_edges = np.stack((start + step, end - step), axis=1).reshape(-1, 2)
-    open_starts = 2 * (ring_starts - np.arange(len(ring_starts)))
-    closed = np.insert(ends_of_edges, open_starts[1:], ends_of_edges[open_starts[:-1]], axis=0)
-    cut = shapely.from_ragged_array(kind, closed, (open_starts + np.arange(len(ring_starts)), part_starts))
-    return cut[0] if len(cut) == 1 else MultiPolygon(list(cut))
-
-
-def _exactly_placed(exact: Area, placement: Placement) -> Area | None:
+def _exactly_placed(mask: Mask, placement: Placement) -> Area | None:
     """Every corner kept, unless view pixels are smaller than the grid and fall together."""
+    exact = along_edges(mask)
     placed = shapely.transform(exact, placement)
     if not placed.is_valid:
         unrounded = shapely.transform(exact, lambda p: p * placement.scale + (placement.x, placement.y))
@@ -188,6 +152,9 @@ def polygons_of(geometry: shapely.Geometry) -> Area | None:
 
 
 def _geometry(area: Area) -> dict[str, Any]:
-    """GeoJSON of an area; written by GEOS, which is much faster than Python on masks of many parts."""
-    geometry: dict[str, Any] = orjson.loads(shapely.to_geojson(area))
-    return geometry
+    """GeoJSON of an area."""
+    parts = shapely.get_parts(area)
+    polygons = [[shapely.get_coordinates(ring).tolist() for ring in shapely.get_rings(part)] for part in parts]
+    if isinstance(area, Polygon):
+        return {"type": "Polygon", "coordinates": polygons[0]}
+    return {"type": "MultiPolygon", "coordinates": polygons}

@@ -19,7 +19,7 @@ from wsisam_service.dicom.results import ResultKind, ResultOptions, SlideGeometr
 from wsisam_service.dicom.source import DicomSource
 from wsisam_service.errors import InvalidRequest, NoDicomSource
 from wsisam_service.jobs import DEFAULT_ADAPTERS, NO_ADAPTERS, Executor
-from wsisam_service.masks import geojson, rle
+from wsisam_service.masks import border, geojson, rle
 from wsisam_service.segmenting.answers import (
     AdaptersUsed,
     EveryPromptFailed,
@@ -162,7 +162,7 @@ def _outline(answer: PromptAnswer | Recalled, label: str | None, simplify: float
     if simplify > 0:
         area = geojson.outline(mask, geojson.Placement(scale, view.x, view.y), simplify)
     else:
-        exact = geojson.trace(mask)
+        exact = border.along_edges(mask)
         area = None if exact is None else shapely.transform(exact, lambda p: p * scale + (view.x, view.y))
     return None if area is None else Outline(area, label, answer.predicted_iou, view.mpp)
 
