@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import threading
 from typing import Any
 
 import httpx
@@ -15,6 +16,11 @@ from pycocotools import mask as coco
 from stand_ins import NumpyExecutor
 
 from wsisam_service.api.schemas import SegmentAnswerModel
+from wsisam_service.segmenting import slide_views
+from wsisam_service.segmenting.segmenter import CONCURRENT_READS
+from wsisam_service.slides.catalogue import Slide
+from wsisam_service.slides.reader import RgbImage
+from wsisam_service.views import View
 
 BOX = [600, 400, 760, 520]
 
@@ -44,6 +50,36 @@ async def test_the_second_click_on_a_view_reads_and_encodes_nothing(client: http
     await segment(client, slide_id, prompts=[{"box": BOX}])
     (result,) = (await segment(client, slide_id, prompts=[{"box": BOX}]))["results"]
     assert result["cache"]["hr"] == "l1"
+
+
+async def test_a_warm_click_does_not_wait_for_a_slow_disk(
+    client: httpx.AsyncClient, slide_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await segment(client, slide_id, prompts=[{"box": BOX}])
+    loop, come, busy, reading = asyncio.get_running_loop(), threading.Event(), asyncio.Event(), list[View]()
+
+    def read_slowly(slide: Slide, view: View) -> RgbImage:
+        reading.append(view)
+        if len(reading) == CONCURRENT_READS:
+            loop.call_soon_threadsafe(busy.set)
+        come.wait()
+        return np.zeros((view.side, view.side, 3), np.uint8)
+
+    monkeypatch.setattr(slide_views, "read_view", read_slowly)
+    corners = [(x, y) for x in range(0, 1200, 150) for y in range(0, 900, 150)]
+    cold = [
+        asyncio.create_task(segment(client, slide_id, mpp=0.125, prompts=[{"box": [x, y, x + 4, y + 4]}]))
+        for x, y in corners
+    ]
+    try:
+        await asyncio.wait_for(busy.wait(), timeout=10)
+        prompts = [{"id": str(i), "box": BOX} for i in range(20)]
+        document = await asyncio.wait_for(segment(client, slide_id, prompts=prompts, format="both"), timeout=10)
+    finally:
+        come.set()
+        await asyncio.gather(*cold)
+    assert [result["id"] for result in document["results"]] == [prompt["id"] for prompt in prompts]
+    assert all(result["geojson"] for result in document["results"])
 
 
 async def test_members_that_were_not_asked_for_are_absent(client: httpx.AsyncClient, slide_id: str) -> None:

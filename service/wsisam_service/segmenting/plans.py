@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -63,15 +62,12 @@ class Planner:
     def size(self) -> tuple[int, int]:
         return self.slide.width, self.slide.height
 
-    def plan_all(self, specs: Sequence[PromptSpec]) -> list[Plan | Exception]:
-        """A plan of each prompt, or what is wrong with it."""
-        plans: list[Plan | Exception] = []
-        for spec in specs:
-            try:
-                plans.append(self.plan(spec))
-            except ServiceError as error:
-                plans.append(error)
-        return plans
+    def try_plan(self, spec: PromptSpec) -> Plan | Exception:
+        """The plan of a prompt, or what is wrong with it."""
+        try:
+            return self.plan(spec)
+        except ServiceError as error:
+            return error
 
     def plan(self, spec: PromptSpec) -> Plan:
         """Raises what `judge` and `plan_view` raise, `RefineExpired`, and `InvalidRequest` for a bad class."""

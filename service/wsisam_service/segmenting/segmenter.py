@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Literal, ParamSpec, TypeVar
+from functools import partial
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -44,7 +47,7 @@ from wsisam_service.settings import Settings
 from wsisam_service.slides.catalogue import Slide
 from wsisam_service.views import View
 
-P = ParamSpec("P")
+T = TypeVar("T")
 R = TypeVar("R")
 
 MaskFormat = Literal["rle", "geojson", "both"]
@@ -54,6 +57,10 @@ MAX_RETRIES = 2
 """How often a prompt is decoded again, one step coarser each time."""
 FEW_POINTS = 8
 """A lone prompt of so many points at most is planned in the event loop."""
+ANSWER_THREADS = 2
+"""For prompts and outlines: Python's work mostly, which more threads would only hand to and fro."""
+ITEMS_AT_A_TIME = 16
+"""Of one request, before those of others have their turn: some ten milliseconds of outlines."""
 CONCURRENT_READS = 8
 """Views read from slides at once in this process; each holds some megabytes of decoded tiles."""
 
@@ -104,6 +111,7 @@ class Segmenter:
         self._fingerprint_key = settings.fingerprint_key
         self._signer = TokenSigner(settings.token_key, settings.refine_ttl_s)
         self._reading = asyncio.Semaphore(CONCURRENT_READS)
+        self._threads = ThreadPoolExecutor(ANSWER_THREADS, thread_name_prefix="answers")
 
     def views(self, slide: Slide, offer: ModelOffer) -> SlideViews:
         """The views of `slide` for a model, read under the same bound as those of all requests."""
@@ -118,19 +126,21 @@ class Segmenter:
         _check_count(request.prompts)
         offer = await model_offer(self._executor, request.model)
         call, warnings = self._call(slide, request, offer)
-        planned = await _in_thread_unless(_quickly_planned(request.prompts), call.planner.plan_all, request.prompts)
+        planned = await self._each(call.planner.try_plan, request.prompts, quick=_quickly_planned(request.prompts))
         plans = {i: plan for i, plan in enumerate(planned) if isinstance(plan, Plan)}
         decoded = await self._decode(call, plans, timings)
         failed = {i: error for i, error in enumerate(planned) if isinstance(error, Exception)}
         started = time.perf_counter()
-        results = await _in_thread_unless(_quickly_answered(request), self._answer_all, call, decoded | failed)
+        outcomes = decoded | failed
+        asked = [(spec, outcomes[index]) for index, spec in enumerate(request.prompts)]
+        results = await self._each(partial(self._result, call), asked, quick=_quickly_answered(request))
         timings.span("mask", started, time.perf_counter())
         problems = [result for result in results if isinstance(result, PromptProblem)]
         if len(problems) == len(results):
             raise EveryPromptFailed(problems)
         kinds = {kind for plan in plans.values() for kind in plan.spec.kinds()}
         warnings += prompt_warnings(offer, call.adapters, kinds)
-        return SegmentAnswer(offer.config.name, _used(call.adapters), tuple(warnings), results)
+        return SegmentAnswer(offer.config.name, _used(call.adapters), tuple(warnings), tuple(results))
 
     async def recall(
         self, slide: Slide, tokens: Sequence[str], offer: ModelOffer, adapters: Collection[str]
@@ -187,7 +197,7 @@ class Segmenter:
             if not waiting:
                 break
             quick = _quickly_planned([plan.spec for plan in waiting.values()])
-            jobs = await _in_thread_unless(quick, _jobs, call, list(waiting.values()))
+            jobs = await self._each(partial(_job, call), list(waiting.values()), quick=quick)
             try:
                 results = await self._executor.decode(jobs, call.views.pixels, timings)
             except ServiceError:
@@ -208,16 +218,12 @@ class Segmenter:
             waiting = wider
         return done
 
-    def _answer_all(
-        self, call: _Call, decoded: Mapping[int, _Decoded | Exception]
-    ) -> tuple[PromptAnswer | PromptProblem, ...]:
-        return tuple(self._result(call, spec, decoded[index]) for index, spec in enumerate(call.request.prompts))
-
-    def _result(self, call: _Call, spec: PromptSpec, one: _Decoded | Exception) -> PromptAnswer | PromptProblem:
-        if isinstance(one, Exception):
-            return PromptProblem(spec.id, one)
+    def _result(self, call: _Call, asked: tuple[PromptSpec, _Decoded | Exception]) -> PromptAnswer | PromptProblem:
+        spec, decoded = asked
+        if isinstance(decoded, Exception):
+            return PromptProblem(spec.id, decoded)
         try:
-            return self._answer(call, one)
+            return self._answer(call, decoded)
         except Exception as error:  # a bug in one outline must not take the other prompts' answers along
             return PromptProblem(spec.id, error)
 
@@ -246,19 +252,29 @@ class Segmenter:
             adapters=_used(drawn_by),
         )
 
+    async def _each(self, function: Callable[[T], R], items: Sequence[T], *, quick: bool) -> list[R]:
+        """`function` of every item, in threads, or where we are if it is `quick`: to hand it over takes a quarter of a
+        millisecond.
+        """
+        if quick:
+            return _of_each(function, items)
+        results: list[R] = []
+        for start in range(0, len(items), ITEMS_AT_A_TIME):
+            piece = items[start : start + ITEMS_AT_A_TIME]
+            run = partial(contextvars.copy_context().run, _of_each, function, piece)
+            results += await asyncio.get_running_loop().run_in_executor(self._threads, run)
+        return results
+
+
+def _of_each(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    return [function(item) for item in items]
+
 
 def _check_count(prompts: Sequence[PromptSpec]) -> None:
     if not prompts:
         raise EmptyPrompt("a request has at least one prompt")
     if len(prompts) > MAX_PROMPTS:
         raise TooManyPrompts(f"a request has at most {MAX_PROMPTS} prompts")
-
-
-async def _in_thread_unless(quick: bool, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """`function` in a thread, or where we are if it is as quick as handing it over, a quarter of a millisecond."""
-    if quick:
-        return function(*args, **kwargs)
-    return await asyncio.to_thread(function, *args, **kwargs)
 
 
 def _quickly_planned(specs: Sequence[PromptSpec]) -> bool:
@@ -269,10 +285,6 @@ def _quickly_planned(specs: Sequence[PromptSpec]) -> bool:
 def _quickly_answered(request: SegmentRequest) -> bool:
     """It is the outline of a mask that takes milliseconds."""
     return len(request.prompts) == 1 and request.format == "rle"
-
-
-def _jobs(call: _Call, plans: Sequence[Plan]) -> list[DecodeJob]:
-    return [_job(call, plan) for plan in plans]
 
 
 def _job(call: _Call, plan: Plan) -> DecodeJob:

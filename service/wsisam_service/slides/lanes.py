@@ -1,4 +1,4 @@
-"""Threads for work that may wait: what waits for a PACS waits in that PACS's own threads, and holds up nobody else."""
+"""Threads for work that may wait: for files, and for each PACS apart, so that nobody else is held up."""
 
 from __future__ import annotations
 
@@ -15,22 +15,26 @@ T = TypeVar("T")
 
 
 class Lane:
-    """The threads that everybody shares: for work that waits for local disks and processors only."""
+    """`threads` that wait for disks, apart from those whose work needs processors only."""
 
     listing: ThreadPoolExecutor | None = None
     """Threads that open slides for a listing, apart from those that people wait for. Only lanes that bound how much is
     done in them have some."""
 
+    def __init__(self, name: str, *, threads: int) -> None:
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
+
     async def run(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """What `call` returns. Raises what it raises, and `Overloaded`."""
-        return await asyncio.to_thread(call, *args, **kwargs)
+        context = contextvars.copy_context()
+        return await asyncio.wrap_future(self._threads.submit(context.run, lambda: call(*args, **kwargs)))
 
 
 class BoundedLane(Lane):
-    """`threads` of its own, and at most `waiting` calls in them and before them."""
+    """A lane with at most `waiting` calls in its threads and before them."""
 
     def __init__(self, name: str, *, threads: int, waiting: int, listing: int) -> None:
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        super().__init__(name, threads=threads)
         self.listing = ThreadPoolExecutor(listing, thread_name_prefix=f"{name}-listing")
         self._free = waiting
 
@@ -38,12 +42,12 @@ class BoundedLane(Lane):
         if self._free <= 0:
             raise Overloaded("Too many requests wait for the PACS.", retry_after_s=2)
         self._free -= 1
-        context = contextvars.copy_context()
         try:
-            done = self._threads.submit(context.run, lambda: call(*args, **kwargs))
-            return await asyncio.wrap_future(done)
+            return await super().run(call, *args, **kwargs)
         finally:
             self._free += 1
 
 
-SHARED_LANE = Lane()
+SHARED_LANE = Lane("slides", threads=16)
+"""For files, which everybody shares. At most half of its threads read views at any time (`segmenter.CONCURRENT_READS`),
+so that a slide whose views are known opens while a slow disk is waited for."""
