@@ -19,7 +19,9 @@ ViewPixels = npt.NDArray[np.uint8]
 """RGB pixels of a view, uint8 (S, S, 3)."""
 
 PixelSource = Callable[[str], Awaitable[ViewPixels]]
-"""Called with a view key when the executor has no embedding of it; reads that view."""
+"""Called with a view key when the executor has no embedding of it; reads that view. Raises `PixelsNeeded` where it has
+to be asked for elsewhere.
+"""
 
 CacheTier = Literal["l1", "memory", "folder", "redis", "encoded"]
 """Where a view's embedding came from; "encoded" means that it had to be computed."""
@@ -28,6 +30,14 @@ FIRST_MARK = "0"
 """A mark before all purges that are remembered."""
 NO_ADAPTERS = "none"
 DEFAULT_ADAPTERS = "default"
+
+
+class PixelsNeeded(Exception):
+    """A job waits for these views to be sent along."""
+
+    def __init__(self, views: tuple[str, ...]) -> None:
+        super().__init__(f"{len(views)} views are needed")
+        self.views = views
 
 
 @dataclass(frozen=True, slots=True)

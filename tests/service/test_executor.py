@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from wsisam_model.config import MODELS
-from wsisam_model.prompts import Prompt
+from wsisam_model.prompts import MAX_POINTS, Prompt
 from wsisam_service.errors import InvalidRequest, Overloaded, RefineExpired, UnknownModel
 from wsisam_service.execution.backend import DecodeItem
 from wsisam_service.execution.executor import LocalExecutor
@@ -167,12 +167,12 @@ OPTIONS = {"l1_bytes": 100_000, "max_encodes": 64, "max_decodes": 1024, "encode_
 class Rig:
     """An executor with its parts in sight."""
 
-    def __init__(self, store: TieredStore | None = None, **options: int) -> None:
+    def __init__(self, store: TieredStore | None = None, refine: TieredStore | None = None, **options: int) -> None:
         self.model = FakeModel()
         self.pixels = Pixels()
         self.now = 0.0
         self.store = store or TieredStore([MemoryStore(1_000_000)])
-        refine = TieredStore([MemoryStore(2_000_000, clock=lambda: self.now)], ttl_s=3600)
+        refine = refine or TieredStore([MemoryStore(2_000_000, clock=lambda: self.now)], ttl_s=3600)
         self.executor = LocalExecutor([self.model], self.store, refine, **(OPTIONS | options))
 
     async def decode(self, *jobs: DecodeJob) -> list[DecodeResult | Exception]:
@@ -483,6 +483,17 @@ async def test_device_memory_for_views_stays_within_its_bound_as_they_grow() -> 
     await rig.executor.aclose()
 
 
+async def test_what_a_decode_adds_counts_although_its_client_has_left(rig: Rig) -> None:
+    await rig.executor.encode([HR], rig.pixels, Timings())
+    rig.model.hold()
+    click = asyncio.create_task(rig.one(job(lr=None)))
+    await busy(rig.model)
+    click.cancel()
+    await asyncio.wait([click])
+    rig.model.release.set()
+    await until(lambda: rig.executor._cache.size_bytes == 1_500)
+
+
 async def test_a_failing_store_and_a_damaged_blob_are_misses(tmp_path: Path) -> None:
     class Broken(MemoryStore):
         async def get(self, key: str) -> bytes | None:
@@ -522,6 +533,35 @@ async def test_encode_reports_missing_and_purge(rig: Rig) -> None:
     assert await rig.executor.missing([HR, LR, *views(0)]) == [HR, LR]
 
 
+async def test_a_purge_that_runs_out_of_time_takes_nobody_else_along() -> None:
+    class Slow(MemoryStore):
+        go = asyncio.Event()
+
+        async def put(self, key: str, blob: bytes, ttl_s: float | None = None) -> None:
+            await self.go.wait()
+            await super().put(key, blob, ttl_s)
+
+    rig = Rig(TieredStore([Slow(1_000_000)]), refine=TieredStore([Slow(2_000_000)]))
+    other = HR.replace(":aa:", ":bb:")
+    given = await rig.one(job(other, None))
+    rig.model.hold()
+    click = asyncio.create_task(rig.one(job(lr=None)))
+    await busy(rig.model)
+    purges = [asyncio.create_task(rig.executor.purge(slide)) for slide in ("aa", "bb")]
+    await until(lambda: rig.executor._views._flights[HR].task is not None)
+    await asyncio.wait(purges, timeout=0.05)
+    for purge in purges:
+        purge.cancel()
+    await asyncio.wait(purges)
+    rig.model.release.set()
+    Slow.go.set()
+    assert (await click).cache_hr == "encoded"
+    await until(lambda: not rig.executor._views._writes and not rig.executor._refine._pending)
+    assert await rig.store.tier_of(other) == "memory"
+    assert (await rig.one(job(other, None, refine_from=given.refine_id))).refine_id
+    await rig.executor.aclose()
+
+
 async def test_refining_adds_points_and_feeds_the_earlier_logits_back(rig: Rig) -> None:
     first = await rig.one(job())
     click = Prompt(points=((10.0, 20.0),), labels=(0,))
@@ -539,6 +579,25 @@ async def test_refining_adds_points_and_feeds_the_earlier_logits_back(rig: Rig) 
     assert (merged.box, merged.points, merged.labels) == (more.box, click.points + more.points, (0, 1))
 
 
+async def test_a_new_mask_takes_the_place_of_all_earlier_logits(rig: Rig) -> None:
+    first = await rig.one(job())
+    new = np.full((256, 256), -10, np.float32)
+    await rig.one(job(prompt=Prompt(mask_hr=new), refine_from=first.refine_id))
+    merged = rig.model.decoded[-1].prompt
+    assert merged.mask_hr is new
+    assert merged.mask_lr is None
+
+
+async def test_a_correction_with_too_many_points_in_all_never_reaches_the_device(rig: Rig) -> None:
+    many = Prompt(points=((5.0, 5.0),) * (MAX_POINTS - 1), labels=(1,) * (MAX_POINTS - 1))
+    first = await rig.one(job(prompt=many))
+    decoded = len(rig.model.decoded)
+    two = Prompt(points=((6.0, 6.0),) * 2, labels=(0, 0))
+    (refused,) = await rig.decode(job(prompt=two, refine_from=first.refine_id))
+    assert isinstance(refused, InvalidRequest)
+    assert len(rig.model.decoded) == decoded
+
+
 async def test_a_recalled_answer_is_the_one_given_and_decodes_nothing(rig: Rig) -> None:
     given = await rig.one(job())
     await until(lambda: not rig.executor._refine._pending)
@@ -553,7 +612,7 @@ async def test_a_recalled_answer_is_the_one_given_and_decodes_nothing(rig: Rig) 
 async def test_a_refine_state_belongs_to_its_view_and_expires(rig: Rig) -> None:
     first = await rig.one(job())
     (elsewhere,) = await rig.decode(job(*views(0), refine_from=first.refine_id))
-    assert isinstance(elsewhere, InvalidRequest)
+    assert isinstance(elsewhere, RefineExpired)  # as after an update that changes the keys of views
     await until(lambda: not rig.executor._refine._pending)
     rig.now += 3599
     await rig.one(job(refine_from=first.refine_id))

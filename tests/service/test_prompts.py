@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ from wsisam_service.segmenting.prompts import (
     plan_view,
     request_frame,
 )
-from wsisam_service.views import View
+from wsisam_service.views import MAX_OUTSIDE, View
 
 SIZE = (20_000, 10_000)
 LEVEL0 = RequestFrame(1.0, 0.0, 0.0)
@@ -172,6 +173,26 @@ def test_a_mask_lands_on_the_view_where_it_was_drawn() -> None:
     expected[57:107, 84:144] = True
     np.testing.assert_array_equal(logits > 0, expected)
     assert target.extent() == (x0 + 84, y0 + 57, x0 + 144, y0 + 107)
+
+
+def test_a_judged_mask_takes_no_more_memory_than_its_text() -> None:
+    spec = PromptSpec(mask=mask_spec(np.ones((4096, 4096), bool), 0, 0, 100, 100))
+    tracemalloc.start()
+    try:
+        judged = [judge(spec, LEVEL0, SIZE) for _ in range(4)]
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(judged) == 4
+    assert held < 100_000
+
+
+def test_a_click_on_a_small_picture_takes_a_finer_view() -> None:
+    stamp = (100, 100)
+    point = judge(PromptSpec(points=((50, 50, 1),)), LEVEL0, stamp)
+    view = plan_view(point, stamp, 0.25, CONFIG, mpp=None)
+    assert view.mpp == CONFIG.point_mpp / 2
+    assert view.outside_fraction(*stamp) <= MAX_OUTSIDE
 
 
 def test_a_correction_must_stay_on_its_view() -> None:

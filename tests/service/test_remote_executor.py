@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx
 import numpy as np
+import orjson
 import pytest
+from numpy_worker import NumpyBackend
 from pydantic import SecretStr
 from stand_ins import NumpyExecutor
 
@@ -31,14 +35,15 @@ from wsisam_service.errors import (
     Overloaded,
     RefineExpired,
     Timeout,
-    Unauthorized,
     UnreadableSlide,
     WorkerUnavailable,
 )
+from wsisam_service.execution.executor import LocalExecutor
 from wsisam_service.jobs import (
     DecodedMask,
     DecodeJob,
     DecodeResult,
+    Executor,
     PixelSource,
     Purges,
     Rle,
@@ -47,6 +52,7 @@ from wsisam_service.jobs import (
 )
 from wsisam_service.logs import RequestIds, current_request
 from wsisam_service.settings import Settings
+from wsisam_service.stores.embeddings import MemoryStore, TieredStore
 
 TOKEN = "only gateways know"
 PREFIX = "lite_medsam:000000000000:1"
@@ -71,7 +77,7 @@ class Pixels:
 class Wire(httpx.AsyncBaseTransport):
     """The worker's application without a socket; `requests` are those that went over it, `lose` fails some."""
 
-    def __init__(self, executor: NumpyExecutor) -> None:
+    def __init__(self, executor: Executor) -> None:
         settings = Settings(worker_token=SecretStr(TOKEN), max_body_bytes=8 << 20)
         self._app = httpx.ASGITransport(create_worker(settings, executor))
         self.requests: list[httpx.Request] = []
@@ -86,7 +92,7 @@ class Wire(httpx.AsyncBaseTransport):
 
 
 @asynccontextmanager
-async def remote(executor: NumpyExecutor, token: str = TOKEN) -> AsyncIterator[tuple[RemoteExecutor, Wire]]:
+async def remote(executor: Executor, token: str = TOKEN) -> AsyncIterator[tuple[RemoteExecutor, Wire]]:
     wire = Wire(executor)
     client = RemoteExecutor("http://workers", token, timeout_s=20, transport=wire)
     yield client, wire
@@ -146,6 +152,13 @@ def test_a_decode_reply_arrives_as_it_was_sent() -> None:
 def test_a_call_that_is_none_is_refused(body: bytes) -> None:
     with pytest.raises(InvalidRequest):
         read_decode_call(body)
+
+
+@pytest.mark.parametrize("results", [[{"problem": 1}], [1], {"a": 1}, [{"masks": []}]])
+def test_a_reply_that_is_none_is_the_workers_fault(results: Any) -> None:
+    body = orjson.dumps({"version": VERSION, "results": results, "seconds": {}})
+    with pytest.raises(WorkerUnavailable):
+        read_decode_reply(body)
 
 
 def test_another_version_is_refused_not_misread() -> None:
@@ -221,14 +234,55 @@ async def test_without_the_token_nothing_is_answered_but_probes() -> None:
     async with remote(NumpyExecutor(), token="wrong") as (client, wire):
         calls = (client.info, lambda: client.missing([HR]), lambda: client.purge("aa"), lambda: client.purges(None))
         for call in calls:
-            with pytest.raises(Unauthorized):
+            with pytest.raises(WorkerUnavailable):  # it is not the client's key that is wrong
                 await call()
-        with pytest.raises(Unauthorized):
+        with pytest.raises(WorkerUnavailable):
             await client.decode([job()], Pixels(), Timings())
+        assert set(wire.statuses) == {401}
+        assert not await client.ready()
         async with httpx.AsyncClient(transport=wire, base_url="http://workers") as http:
             assert (await http.get("/healthz")).status_code == 200
             assert (await http.get("/readyz")).status_code == 503
             assert (await http.get("/v1/info")).status_code == 401
+
+
+async def test_no_token_is_no_header() -> None:
+    async with remote(NumpyExecutor(), token="") as (client, wire):
+        with pytest.raises(WorkerUnavailable):
+            await client.info()
+    assert "authorization" not in wire.requests[0].headers  # an empty one would not leave the gateway
+
+
+async def test_many_calls_on_one_cold_view_are_all_answered() -> None:
+    class Far(MemoryStore):
+        async def contains(self, key: str) -> bool:
+            await asyncio.sleep(0)
+            return await super().contains(key)
+
+    stores = [TieredStore([Far(10_000_000)], ttl_s=60) for _ in range(2)]
+    limits = {"l1_bytes": 10_000_000, "max_encodes": 64, "max_decodes": 1024, "encode_batch": 1, "decode_batch": 1}
+    executor, pixels = LocalExecutor([NumpyBackend()], *stores, **limits), Pixels()
+    async with remote(executor) as (client, _):
+        answers = await asyncio.gather(*(client.decode([job()], pixels, Timings()) for _ in range(24)))
+        encodes = await asyncio.gather(*(client.encode([OTHER], pixels, Timings()) for _ in range(24)))
+    assert [type(answer) for (answer,) in answers] == [DecodeResult] * 24
+    assert all(tiers.keys() == {OTHER} for tiers in encodes)
+    await executor.aclose()
+
+
+async def test_what_is_known_of_the_workers_is_asked_for_again_before_it_is_an_hour_old(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    executor = NumpyExecutor()
+    async with remote(executor) as (client, wire):
+        await client.info()
+        executor.model = "vit_b"  # an update while nobody asks
+        later = time.monotonic() + 3600
+        monkeypatch.setattr("wsisam_service.cluster.remote_executor.time.monotonic", lambda: later)
+        assert (await client.info())["models"][0]["name"] == "vit_b"
+        asked = len(wire.requests)
+        assert (await client.info())["models"][0]["name"] == "vit_b"
+        assert len(wire.requests) == asked
 
 
 async def test_a_lost_connection_and_a_routers_503_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,6 +169,28 @@ async def test_client_that_leaves_takes_its_work_with_it() -> None:
     assert sent == []
 
 
+async def test_a_request_that_outlives_the_service_is_answered_with_a_problem() -> None:
+    started = asyncio.Event()
+
+    async def app(scope: object, receive: object, send: object) -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
+    request = asyncio.create_task(RequestMiddleware(app)(scope, app, send))  # type: ignore[arg-type]
+    await started.wait()
+    request.cancel()  # as uvicorn does at the end of its grace
+    with pytest.raises(asyncio.CancelledError):
+        await request
+    assert sent[0]["status"] == 503
+    assert json.loads(sent[1]["body"])["type"] == "/problems/not-ready"
+
+
 async def test_log_line_names_the_request(caplog: pytest.LogCaptureFixture, client: httpx.AsyncClient) -> None:
     caplog.set_level("INFO", "wsisam.access")
     await client.post("/length", content=b"x")

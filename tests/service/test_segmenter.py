@@ -29,7 +29,7 @@ from wsisam_service.errors import (
 from wsisam_service.jobs import DecodedMask, DecodeJob, DecodeResult, PixelSource, Timings
 from wsisam_service.masks import rle
 from wsisam_service.segmenting.answers import EveryPromptFailed, PromptAnswer, PromptProblem, SegmentAnswer
-from wsisam_service.segmenting.prompts import PromptSpec
+from wsisam_service.segmenting.prompts import MaskSpec, PromptSpec
 from wsisam_service.segmenting.segmenter import Segmenter, SegmentRequest
 from wsisam_service.settings import Settings
 from wsisam_service.slides.catalogue import Slide
@@ -355,6 +355,22 @@ async def test_a_correction_adds_its_points_on_the_same_view() -> None:
     with pytest.raises(EveryPromptFailed) as foreign:
         await segmenter.segment(slide(name="t"), SegmentRequest([PromptSpec(refine=first.refine)]), Timings())
     assert isinstance(foreign.value.problems[0].error, RefineExpired)
+
+
+async def test_what_the_frozen_model_drew_it_corrects() -> None:
+    segmenter, on = Segmenter(NumpyExecutor(), Settings()), slide()
+    (first,) = (await segmenter.segment(on, SegmentRequest([BOX], adapters="none"), Timings())).results
+    assert isinstance(first, PromptAnswer)
+    again = SegmentRequest([PromptSpec(refine=first.refine, points=((2010, 2010, 0),))])
+    (second,) = (await segmenter.segment(on, again, Timings())).results
+    assert isinstance(second, PromptAnswer)
+    assert (first.adapters, second.adapters) == (None, None)
+
+
+async def test_masks_of_a_request_are_bounded_together() -> None:
+    mask = MaskSpec((4096, 4096), rle.encode(np.ones((4096, 4096), bool)).counts, 2000, 2000, 100, 100)
+    with pytest.raises(InvalidRequest, match="in all"):
+        await segment(NumpyExecutor(), SegmentRequest([PromptSpec(mask=mask)] * 17))
 
 
 async def test_warnings_tell_what_not_to_rely_on() -> None:

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from wsisam_service.api.problems import error_response
-from wsisam_service.errors import BodyTooLarge, InvalidRequest, Timeout
+from wsisam_service.errors import BodyTooLarge, InvalidRequest, NotReady, Timeout
 from wsisam_service.logs import RequestIds, current_request
 from wsisam_service.metrics import INFLIGHT, REQUEST_SECONDS, REQUESTS
 
@@ -60,6 +60,11 @@ class RequestMiddleware:
                 await self.app(scope, receive, send_with_id)
         except ClientGone:
             status = CLIENT_GONE_STATUS
+        except asyncio.CancelledError:  # the service ends, and did not end this request within its grace
+            if not status:
+                ending = NotReady("the service is ending", retry_after_s=2)
+                await error_response(ending)(scope, receive, send_with_id)
+            raise
         except Exception as error:
             if status:
                 raise

@@ -21,15 +21,23 @@ from wsisam_service.cluster.wire import (
     CALL_MEDIA_TYPE,
     DecodeCall,
     EncodeCall,
-    PixelsNeeded,
     failure_of,
     read_decode_reply,
     read_encode_reply,
     write_decode_call,
     write_encode_call,
 )
-from wsisam_service.errors import InvalidRequest, Timeout, WorkerUnavailable
-from wsisam_service.jobs import CacheTier, DecodeJob, DecodeResult, PixelSource, Purges, Timings, ViewPixels
+from wsisam_service.errors import InvalidRequest, Timeout, Unauthorized, WorkerUnavailable
+from wsisam_service.jobs import (
+    CacheTier,
+    DecodeJob,
+    DecodeResult,
+    PixelsNeeded,
+    PixelSource,
+    Purges,
+    Timings,
+    ViewPixels,
+)
 from wsisam_service.logs import current_request
 
 _log = logging.getLogger(__name__)
@@ -45,8 +53,8 @@ RETRY_PAUSES_S = (0.05, 0.15, 0.4, 0.8, 1.6)
 """Waits before another try when no worker answers: as long as a router needs to notice that one has gone."""
 MAX_ROUNDS = 5
 """Times that a call is sent with more pixels; another worker may take it up meanwhile and lack others."""
-INFO_AGE_S = 5.0
-"""Age at which what is known of the workers is asked for again."""
+INFO_AGE_S, OLD_INFO_AGE_S = 5.0, 60.0
+"""Ages at which what is known of the workers is asked for again: behind the caller's back, and before it is used."""
 _DONE = (HTTPStatus.OK, HTTPStatus.CONFLICT)
 
 
@@ -64,14 +72,14 @@ class RemoteExecutor:
     ) -> None:
         self._http = httpx.AsyncClient(
             base_url=url.rstrip("/"),
-            headers={"authorization": f"Bearer {token}", "content-type": CALL_MEDIA_TYPE},
+            headers={"content-type": CALL_MEDIA_TYPE, **({"authorization": f"Bearer {token}"} if token else {})},
             timeout=httpx.Timeout(timeout_s, connect=CONNECT_S),
             limits=httpx.Limits(max_connections=MAX_CONNECTIONS, keepalive_expiry=IDLE_S),
             verify=True if tls is None else tls,
             transport=transport,
         )
         self._info: Mapping[str, Any] | None = None
-        self._info_until = 0.0
+        self._asked_s = 0.0
         self._refreshing: asyncio.Task[None] | None = None
 
     async def decode(
@@ -124,18 +132,21 @@ class RemoteExecutor:
         return Purges(told["slides"], told["mark"])
 
     async def info(self) -> Mapping[str, Any]:
-        """See `jobs.Executor`. At most a few seconds old, and the last known where no worker answers."""
+        """See `jobs.Executor`. At most a minute old, and the last known where no worker answers."""
         if self._info is None:
             await self._refresh()
-        elif time.monotonic() > self._info_until and self._refreshing is None:
-            self._refreshing = asyncio.create_task(self._refresh_quietly())
+        self._refresh_where_old()
+        if self._refreshing is not None and self._age_s() > OLD_INFO_AGE_S:
+            await asyncio.shield(self._refreshing)
         assert self._info is not None
         return self._info
 
     async def ready(self) -> bool:
         """Whether a worker has said what models there are. Later trouble of workers is not the gateway's."""
-        with contextlib.suppress(WorkerUnavailable, Timeout):
-            await self.info()
+        if self._info is None:
+            with contextlib.suppress(WorkerUnavailable, Timeout):
+                await self._refresh()
+        self._refresh_where_old()
         return self._info is not None
 
     async def warm_up(self) -> None:
@@ -177,7 +188,7 @@ class RemoteExecutor:
             body = write_encode_call(EncodeCall([key], sent))
             reply = read_encode_reply((await self._call("POST", "/v1/encode", key, body)).content)
             _account(timings, reply.seconds)
-            if not reply.missing:
+            if key in reply.tiers:
                 return reply.tiers
             failed = await _read(reply.missing, pixels, sent, timings)
             if failed:
@@ -200,6 +211,9 @@ class RemoteExecutor:
                 if response.status_code in _DONE:
                     return response
                 answered = _failure(response)
+                if isinstance(answered, Unauthorized):
+                    _log.error("the workers refuse this gateway: WSISAM_WORKER_TOKEN is not theirs")
+                    raise WorkerUnavailable("the workers refuse this gateway") from answered
                 if not isinstance(answered, WorkerUnavailable):
                     raise answered
                 failure = answered
@@ -208,10 +222,19 @@ class RemoteExecutor:
             await asyncio.sleep(pause_s)
         raise failure
 
+    def _age_s(self) -> float:
+        """How long ago the workers were last asked, with or without success."""
+        return time.monotonic() - self._asked_s
+
+    def _refresh_where_old(self) -> None:
+        if self._info is not None and self._refreshing is None and self._age_s() > INFO_AGE_S:
+            self._refreshing = asyncio.create_task(self._refresh_quietly())
+
     async def _refresh(self) -> None:
-        response = await self._call("GET", "/v1/info", "", b"")
-        self._info = response.json()
-        self._info_until = time.monotonic() + INFO_AGE_S
+        try:
+            self._info = (await self._call("GET", "/v1/info", "", b"")).json()
+        finally:
+            self._asked_s = time.monotonic()
 
     async def _refresh_quietly(self) -> None:
         try:

@@ -26,7 +26,7 @@ from wsisam_service.errors import (
     detail_of,
     problem_of,
 )
-from wsisam_service.jobs import CacheTier, DecodedMask, DecodeJob, DecodeResult, Rle, ViewPixels
+from wsisam_service.jobs import CacheTier, DecodedMask, DecodeJob, DecodeResult, PixelsNeeded, Rle, ViewPixels
 
 VERSION = 1
 CALL_MEDIA_TYPE = "application/vnd.wsisam.call"
@@ -36,14 +36,6 @@ _FAILURES: dict[str, type[ServiceError]] = {
 }
 
 Arrays = dict[str, npt.NDArray[Any]]
-
-
-class PixelsNeeded(Exception):
-    """A job waits for these views to be sent along."""
-
-    def __init__(self, views: tuple[str, ...]) -> None:
-        super().__init__(f"{len(views)} views are needed")
-        self.views = views
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,7 +109,7 @@ def read_decode_reply(body: bytes) -> DecodeReply:
     words = _read_json(body)
     try:
         return DecodeReply([_result(result) for result in words["results"]], words["seconds"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise WorkerUnavailable("a worker's answer cannot be understood") from error
 
 

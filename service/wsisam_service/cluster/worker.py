@@ -23,14 +23,13 @@ from wsisam_service.api.middleware import LimitsMiddleware, RequestMiddleware, u
 from wsisam_service.cluster.wire import (
     DecodeReply,
     EncodeReply,
-    PixelsNeeded,
     read_decode_call,
     read_encode_call,
     write_decode_reply,
     write_encode_reply,
 )
 from wsisam_service.errors import NotReady, Unauthorized, WorkerUnavailable
-from wsisam_service.jobs import FIRST_MARK, Executor, Purges, Timings, ViewPixels
+from wsisam_service.jobs import FIRST_MARK, Executor, PixelsNeeded, Purges, Timings, ViewPixels
 from wsisam_service.settings import Settings
 
 

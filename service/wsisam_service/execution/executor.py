@@ -272,10 +272,9 @@ class LocalExecutor(Generic[E, V]):
             )
         finally:
             for work in works:
-                work.cancel()  # does nothing to those that have run
-        self._cache.remeasure(pair.hr)
-        if pair.lr is not None:
-            self._cache.remeasure(pair.lr)
+                if not work.cancel() and not work.done():  # it runs, and what it makes of its views stays with them
+                    work.add_done_callback(lambda _: self._remeasure(pair))
+            self._remeasure(pair)
         results: list[DecodeResult | Exception] = []
         remaining = iter(answers)
         for item in items:
@@ -284,6 +283,12 @@ class LocalExecutor(Generic[E, V]):
                 raise result
             results.append(result)
         return results
+
+    def _remeasure(self, pair: _Pair) -> None:
+        """Account for what decoding has added to the views of a pair."""
+        self._cache.remeasure(pair.hr)
+        if pair.lr is not None:
+            self._cache.remeasure(pair.lr)
 
     async def _find_both(
         self, pair: _Pair, pixels: PixelSource, timings: Timings

@@ -15,8 +15,9 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from wsisam_model.prompts import Prompt
+from wsisam_model.prompts import MAX_POINTS, Prompt
 from wsisam_service.errors import InvalidRequest, RefineExpired
+from wsisam_service.execution.tasks import all_ended
 from wsisam_service.jobs import DecodedMask, Rle
 from wsisam_service.stores.embeddings import TieredStore
 from wsisam_service.views import slide_part
@@ -76,16 +77,23 @@ class RefineState:
             raise ValueError("a damaged refine state") from error
 
     def continued(self, prompt: Prompt, hr: str) -> Prompt:
-        """The earlier prompt with `prompt` added: points join, a new box or mask replaces. Both are on view `hr`."""
+        """The earlier prompt with `prompt` added: points join, a new box or mask replaces. Both are on view `hr`.
+
+        Raises `RefineExpired` where the view's key has changed, as it does with weights and formats, and
+        `InvalidRequest` for too many points in all.
+        """
         if hr != self.hr:
-            raise InvalidRequest("the refine token is of another view")
+            raise RefineExpired("what the refine token stands for was made otherwise; send the whole prompt")
+        if len(self.prompt.points) + len(prompt.points) > MAX_POINTS:
+            raise InvalidRequest(f"a prompt has at most {MAX_POINTS} points, those that it corrects included")
+        new_mask = prompt.mask_hr is not None
         return replace(
             prompt,
             box=prompt.box or self.prompt.box,
             points=self.prompt.points + prompt.points,
             labels=self.prompt.labels + prompt.labels,
-            mask_hr=self.logits_hr if prompt.mask_hr is None else prompt.mask_hr,
-            mask_lr=self.logits_lr if prompt.mask_lr is None else prompt.mask_lr,
+            mask_hr=prompt.mask_hr if new_mask else self.logits_hr,
+            mask_lr=prompt.mask_lr if new_mask else self.logits_lr,
         )
 
 
@@ -126,11 +134,11 @@ class RefineStates:
 
     async def forget(self, fingerprint: str) -> None:
         """Forget the states of a slide, in every tier."""
-        await asyncio.gather(*self._writes)
+        await all_ended(self._writes)
         await self._store.delete_matching(fingerprint)
 
     async def aclose(self) -> None:
-        await asyncio.gather(*self._writes)
+        await all_ended(self._writes)
         await self._store.aclose()
 
     async def _write(self, refine_id: str, state: RefineState) -> None:

@@ -14,7 +14,8 @@ from wsisam_service.errors import Overloaded, UnknownModel
 from wsisam_service.execution.backend import Backend, E, V
 from wsisam_service.execution.batcher import Batcher, Lane
 from wsisam_service.execution.device_cache import DeviceCache, ReadyView
-from wsisam_service.jobs import CacheTier, PixelSource, Timings, ViewPixels
+from wsisam_service.execution.tasks import all_ended
+from wsisam_service.jobs import CacheTier, PixelsNeeded, PixelSource, Timings, ViewPixels
 from wsisam_service.stores.embeddings import Claim, Hit, TieredStore, has_part
 
 _log = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ class ViewLoader(Generic[E, V]):
 
     async def get(self, key: str, pixels: PixelSource, timings: Timings) -> tuple[ReadyView[V], CacheTier]:
         """View `key` in device memory, and where it was found. Raises what `pixels` raises, and `Overloaded`."""
-        retried = False
+        others_failed = False
         while True:
             ready = self._at_hand(key)
             if ready is not None:
@@ -84,11 +85,14 @@ class ViewLoader(Generic[E, V]):
                 return await self._wait_for(key, flight, timings)
             except Overloaded:
                 raise
+            except PixelsNeeded:
+                if started_here:
+                    raise  # else it was somebody else who has no pixels; each round one such caller less
             except Exception:
                 # It was the pixel source of whoever came first that failed; this caller has one of its own.
-                if started_here or retried:
+                if started_here or others_failed:
                     raise
-                retried = True
+                others_failed = True
 
     async def ensure(self, key: str, pixels: PixelSource, timings: Timings) -> CacheTier:
         """Make sure that `key` is stored, without bringing it into device memory where it is; where it was found."""
@@ -108,7 +112,7 @@ class ViewLoader(Generic[E, V]):
     async def forget(self, fingerprint: str) -> int:
         """Forget the views of a slide in every tier; how many there were in the tier with most of them."""
         flights = [flight.task for key, flight in self._flights.items() if has_part(key, fingerprint) and flight.task]
-        await asyncio.gather(*flights, return_exceptions=True)  # what is being encoded would be stored afterwards
+        await all_ended(flights)  # what is being encoded would be stored afterwards
         await self._settle()
         dropped = self._cache.drop_matching(fingerprint)
         return max(dropped, await self._store.delete_matching(fingerprint))
@@ -221,7 +225,7 @@ class ViewLoader(Generic[E, V]):
 
     async def _settle(self) -> None:
         """Wait for the writes on their way."""
-        await asyncio.gather(*(task for _, task in self._writes.values()))
+        await all_ended([task for _, task in self._writes.values()])
 
 
 def load_lane(backends: Mapping[str, Backend[E, V]], *, max_batch: int) -> Lane[E, ReadyView[V]]:

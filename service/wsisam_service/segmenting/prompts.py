@@ -28,7 +28,7 @@ from wsisam_service.errors import (
 )
 from wsisam_service.jobs import Rle
 from wsisam_service.masks import rle
-from wsisam_service.views import MAX_OUTSIDE, Box, View, view_for_extent
+from wsisam_service.views import FINEST_STEP, MAX_OUTSIDE, Box, View, nearest_step, step_mpp, view_for_extent
 
 Units = Literal["px", "um"]
 Frame = Literal["level0", "bounds"]
@@ -124,35 +124,27 @@ def _frame_of(image_size: tuple[int, int], size: tuple[int, int], bounds: tuple[
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MaskTarget:
-    """A request's mask (h, w) over the level-0 rectangle `area`."""
+    """A request's mask over the level-0 rectangle `area`; `extent` is the level-0 bounding box of what is set.
 
-    mask: rle.Mask
+    It is kept as it came: a few bytes may say 16 million pixels, and a request has hundreds of masks.
+    """
+
+    rle: Rle
     area: Box
-
-    def extent(self) -> Box:
-        """The level-0 bounding box of what is set."""
-        rows, columns = np.flatnonzero(self.mask.any(axis=1)), np.flatnonzero(self.mask.any(axis=0))
-        x0, y0, x1, y1 = self.area
-        height, width = self.mask.shape
-        pitch_x, pitch_y = (x1 - x0) / width, (y1 - y0) / height
-        return (
-            x0 + float(columns[0]) * pitch_x,
-            y0 + float(rows[0]) * pitch_y,
-            x0 + float(columns[-1] + 1) * pitch_x,
-            y0 + float(rows[-1] + 1) * pitch_y,
-        )
+    extent: Box
 
     def logits(self, view: View) -> npt.NDArray[np.float32]:
         """The mask prompt on `view`, float32 (256, 256): set where at least half of the pixel is."""
         steps = (np.arange(MASK_SIDE * _SAMPLES) + 0.5) / (MASK_SIDE * _SAMPLES) * view.size_level0
         origin_x, origin_y = view.origin_level0
         x0, y0, x1, y1 = self.area
-        height, width = self.mask.shape
+        mask = rle.decode(self.rle)
+        height, width = mask.shape
         columns = np.floor((origin_x + steps - x0) / (x1 - x0) * width)
         rows = np.floor((origin_y + steps - y0) / (y1 - y0) * height)
         inside_x, inside_y = (columns >= 0) & (columns < width), (rows >= 0) & (rows < height)
         sampled = np.zeros((steps.size, steps.size), bool)
-        taken = self.mask[np.ix_(rows[inside_y].astype(np.intp), columns[inside_x].astype(np.intp))]
+        taken = mask[np.ix_(rows[inside_y].astype(np.intp), columns[inside_x].astype(np.intp))]
         sampled[np.ix_(inside_y, inside_x)] = taken
         share = sampled.reshape(MASK_SIDE, _SAMPLES, MASK_SIDE, _SAMPLES).mean(axis=(1, 3))
         return np.where(share >= 0.5, np.float32(MASK_LOGIT), np.float32(-MASK_LOGIT))
@@ -173,7 +165,7 @@ class Target:
         if self.box is not None:
             boxes.append(self.box)
         if self.mask is not None:
-            boxes.append(self.mask.extent())
+            boxes.append(self.mask.extent)
         if not boxes:
             return None
         lefts, tops, rights, bottoms = zip(*boxes, strict=True)
@@ -222,19 +214,22 @@ def judge(spec: PromptSpec, frame: RequestFrame, size: tuple[int, int]) -> Targe
 def plan_view(
     target: Target, size: tuple[int, int], slide_mpp: float, config: ModelConfig, *, mpp: float | None
 ) -> View:
-    """The HR view of `target`, at the request's `mpp` where it is given, on a slide of `size` (width, height).
+    """The HR view of `target`, at the request's `mpp` where it is given, on a slide of `size` (width, height). Points
+    alone take the model's default for them, or a finer one where a slide is small beside that view.
 
     Raises `PromptOutsideSlide` where nearly all of the view would lie beyond the slide.
     """
     extent = target.extent()
     assert extent is not None  # `judge` lets nothing else pass without a refine token, which has its own view
     points_alone = target.box is None and target.mask is None
-    view = view_for_extent(
-        extent, config.image_size, slide_mpp, min_mpp=config.point_mpp if points_alone else None, mpp=mpp
-    )
-    if view.outside_fraction(*size) > MAX_OUTSIDE:
-        raise PromptOutsideSlide("nearly all of the view around the prompt lies outside the slide")
-    return view
+    least_mpp: list[float | None] = [None]
+    if points_alone and mpp is None:
+        least_mpp = [step_mpp(k) for k in range(nearest_step(config.point_mpp), FINEST_STEP - 1, -1)]
+    for min_mpp in least_mpp:
+        view = view_for_extent(extent, config.image_size, slide_mpp, min_mpp=min_mpp, mpp=mpp)
+        if view.outside_fraction(*size) <= MAX_OUTSIDE:
+            return view
+    raise PromptOutsideSlide("nearly all of the view around the prompt lies outside the slide")
 
 
 def check_inside(target: Target, view: View) -> None:
@@ -269,11 +264,21 @@ def _mask(spec: MaskSpec, frame: RequestFrame, size: tuple[int, int]) -> MaskTar
     x1, y1 = _position(spec.x + spec.width, spec.y + spec.height, frame, size)
     if x0 >= x1 or y0 >= y1:
         raise InvalidBox("a mask's rectangle has a width and a height above 0")
-    target = MaskTarget(rle.decode(Rle(spec.size, spec.counts)), (x0, y0, x1, y1))
-    if not target.mask.any():
+    counted = Rle(spec.size, spec.counts)
+    mask = rle.decode(counted)
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if rows.size == 0:
         raise EmptyPrompt("the mask is empty")
-    _check_overlap(target.extent(), size, "mask")
-    return target
+    height, width = mask.shape
+    pitch_x, pitch_y = (x1 - x0) / width, (y1 - y0) / height
+    extent = (
+        x0 + float(columns[0]) * pitch_x,
+        y0 + float(rows[0]) * pitch_y,
+        x0 + float(columns[-1] + 1) * pitch_x,
+        y0 + float(rows[-1] + 1) * pitch_y,
+    )
+    _check_overlap(extent, size, "mask")
+    return MaskTarget(counted, (x0, y0, x1, y1), extent)
 
 
 def _position(x: float, y: float, frame: RequestFrame, size: tuple[int, int]) -> Point:

@@ -15,7 +15,7 @@ import numpy as np
 
 from wsisam_model.prompts import Prompt
 from wsisam_model.quality import OFFSET
-from wsisam_service.errors import EmptyPrompt, RefineExpired, ServiceError, TooManyPrompts
+from wsisam_service.errors import EmptyPrompt, InvalidRequest, RefineExpired, ServiceError, TooManyPrompts
 from wsisam_service.jobs import (
     DEFAULT_ADAPTERS,
     NO_ADAPTERS,
@@ -53,6 +53,8 @@ R = TypeVar("R")
 MaskFormat = Literal["rle", "geojson", "both"]
 DEFAULT_SIMPLIFY = geojson.DEFAULT_SIMPLIFY
 MAX_PROMPTS = 256
+MAX_MASK_PIXELS = MAX_PROMPTS * 1024 * 1024
+"""Of all masks that come with a request: as many of SAM's own size as it may have prompts."""
 MAX_RETRIES = 2
 """How often a prompt is decoded again, one step coarser each time."""
 FEW_POINTS = 8
@@ -275,6 +277,9 @@ def _check_count(prompts: Sequence[PromptSpec]) -> None:
         raise EmptyPrompt("a request has at least one prompt")
     if len(prompts) > MAX_PROMPTS:
         raise TooManyPrompts(f"a request has at most {MAX_PROMPTS} prompts")
+    sizes = [prompt.mask.size for prompt in prompts if prompt.mask is not None]
+    if sum(abs(height * width) for height, width in sizes) > MAX_MASK_PIXELS:
+        raise InvalidRequest(f"the masks of a request have at most {MAX_MASK_PIXELS} pixels in all")
 
 
 def _quickly_planned(specs: Sequence[PromptSpec]) -> bool:
@@ -288,13 +293,14 @@ def _quickly_answered(request: SegmentRequest) -> bool:
 
 
 def _job(call: _Call, plan: Plan) -> DecodeJob:
-    frozen = call.adapters is None
-    guess = call.adapters is not None and call.adapters.guess_sizes and plan.guesses
+    adapters = NO_ADAPTERS if call.adapters is None else _asked(call, plan)
+    frozen = adapters == NO_ADAPTERS
+    guess = not frozen and call.adapters is not None and call.adapters.guess_sizes and plan.guesses
     return DecodeJob(
         hr=call.views.key(plan.view),
         lr=None if frozen else call.views.key(plan.view.coarser()),
         prompt=replace(plan.target.prompt(plan.view), wider=guess and plan.wider),
-        adapters=NO_ADAPTERS if frozen else _asked(call, plan),
+        adapters=adapters,
         multimask=call.request.multimask,
         lr_mask=call.request.lr_mask and not frozen,
         refine_from=None if plan.earlier is None else plan.earlier.refine_id,
@@ -304,9 +310,11 @@ def _job(call: _Call, plan: Plan) -> DecodeJob:
 
 def _asked(call: _Call, plan: Plan) -> str:
     """The adapters that a job asks for: those that drew the answer which it corrects, where the request names none."""
+    wanted = call.request.adapters
+    if wanted == DEFAULT_ADAPTERS and plan.earlier is not None and plan.earlier.adapters == NO_ADAPTERS:
+        return NO_ADAPTERS
     if not call.offer.own:
         return DEFAULT_ADAPTERS  # a worker that is a version older knows no names
-    wanted = call.request.adapters
     if wanted != DEFAULT_ADAPTERS or plan.earlier is None:
         return wanted
     drew = (one.name for one in call.offer.may_draw(wanted) if one is not None and one.sha256 == plan.earlier.adapters)
@@ -321,6 +329,8 @@ def _is_steadier(earlier: DecodeResult, later: DecodeResult) -> bool:
 
 def _drawn_by(call: _Call, result: DecodeResult) -> AdaptersOffer | None:
     """The adapters of an answer, None for the frozen SAM."""
+    if result.adapters == NO_ADAPTERS:
+        return None
     may = call.offer.may_draw(call.request.adapters)
     return next((one for one in may if one is not None and one.name == result.adapters), call.adapters)
 

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+import redis
+
 from wsisam_service.jobs import FIRST_MARK, CacheTier, Purges
 from wsisam_service.stores.breaker import Breaker
 from wsisam_service.stores.embeddings import Claim
@@ -68,6 +70,7 @@ class RedisStore:
         self.lock_s = lock_s
         self._breaker = Breaker(failures=FAILURES, pause_s=PAUSE_S)
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="redis")
+        self._free = asyncio.Semaphore(THREADS)
         self._connected: Any = None
         self._name = secrets.token_hex(8)
         self._size_bytes, self._size_known = 0, -SIZE_AGE_S
@@ -98,7 +101,7 @@ class RedisStore:
             matching = [key for key in found if part in key.decode().split(":")]
             return sum(client.unlink(key) for key in matching)
 
-        return await self._call(delete, timeout_s=None)
+        return await self._call(delete, bounded=False)
 
     async def claim(self, key: str) -> bytes | Claim:
         """See `embeddings.SharedStore`. Waits while another process holds the lock, as long as that one lives."""
@@ -172,24 +175,27 @@ class RedisStore:
         self,
         command: Callable[[Any], _T],
         *,
-        timeout_s: float | None = TIMEOUT_S,
+        bounded: bool = True,
         abandoned: Callable[[_T], None] | None = None,
     ) -> _T:
-        """What `command` gives, run in a thread. `abandoned` gets what it gave when nobody waits for it any more."""
-        self._breaker.check()
-        work = self._pool.submit(lambda: command(self._client()))
-        try:
-            async with asyncio.timeout(None if timeout_s is None else self._timeout_s):
-                result = await asyncio.wrap_future(work)
-        except asyncio.CancelledError:
-            self._clean_up(work, abandoned)
-            raise
-        except Exception:
-            self._clean_up(work, abandoned)
-            self._breaker.failed()
-            raise
-        self._breaker.succeeded()
-        return result
+        """What `command` gives, run in a thread, within the time limit if it is `bounded`. `abandoned` gets what it
+        gave when nobody waits for it any more.
+        """
+        async with self._free:  # to wait for those of our own calls that come first is no fault of Redis
+            self._breaker.check()
+            work = self._pool.submit(lambda: command(self._client()))
+            try:
+                async with asyncio.timeout(self._timeout_s if bounded else None):
+                    result = await asyncio.wrap_future(work)
+            except asyncio.CancelledError:
+                self._clean_up(work, abandoned)
+                raise
+            except Exception:
+                self._clean_up(work, abandoned)
+                self._breaker.failed()
+                raise
+            self._breaker.succeeded()
+            return result
 
     def _clean_up(self, work: Future[_T], abandoned: Callable[[_T], None] | None) -> None:
         if abandoned is None or work.cancel():
@@ -207,7 +213,10 @@ class RedisStore:
         if now - self._size_known < SIZE_AGE_S:
             return
         self._size_known = now
-        facts = client.info("memory")
+        try:
+            facts = client.info("memory")
+        except redis.ResponseError:  # a user who may not ask; what was to be done is done
+            return
         nodes = [facts] if "used_memory" in facts else facts.values()
         self._size_bytes = sum(int(node["used_memory"]) for node in nodes)
 
