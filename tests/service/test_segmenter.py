@@ -28,6 +28,7 @@ from wsisam_service.errors import (
 )
 from wsisam_service.jobs import DecodedMask, DecodeJob, DecodeResult, PixelSource, Timings
 from wsisam_service.masks import rle
+from wsisam_service.segmenting import slide_views
 from wsisam_service.segmenting.answers import EveryPromptFailed, PromptAnswer, PromptProblem, SegmentAnswer
 from wsisam_service.segmenting.prompts import MaskSpec, PromptSpec
 from wsisam_service.segmenting.segmenter import Segmenter, SegmentRequest
@@ -371,6 +372,30 @@ async def test_masks_of_a_request_are_bounded_together() -> None:
     mask = MaskSpec((4096, 4096), rle.encode(np.ones((4096, 4096), bool)).counts, 2000, 2000, 100, 100)
     with pytest.raises(InvalidRequest, match="in all"):
         await segment(NumpyExecutor(), SegmentRequest([PromptSpec(mask=mask)] * 17))
+
+
+async def test_a_read_counts_as_long_as_its_thread_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, come, begun, reads = asyncio.get_running_loop(), threading.Event(), asyncio.Event(), list[View]()
+
+    def read_slowly(slide: Slide, view: View) -> RgbImage:
+        reads.append(view)
+        loop.call_soon_threadsafe(begun.set)
+        come.wait()
+        return np.zeros((256, 256, 3), np.uint8)
+
+    monkeypatch.setattr(slide_views, "read_view", read_slowly)
+    gate = asyncio.Semaphore(1)
+    views = slide_views.SlideViews(slide(), "m", None, gate)
+    first, second = (views.key(View(256, 0, cx, 8, MPP)) for cx in (8, 12))
+    leaves = asyncio.create_task(views.pixels(first))
+    await begun.wait()
+    leaves.cancel()
+    await asyncio.wait([leaves])
+    assert gate.locked()
+    come.set()
+    await views.pixels(second)
+    assert len(reads) == 2
+    assert not gate.locked()
 
 
 async def test_warnings_tell_what_not_to_rely_on() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import nullcontext
 
 from wsisam_service import metrics
 from wsisam_service.jobs import ViewPixels
@@ -36,8 +35,16 @@ class SlideViews:
     async def pixels(self, key: str) -> ViewPixels:
         """See `jobs.PixelSource`. Raises `UnreadableSlide`, `PacsUnavailable`, `Overloaded`."""
         lane = self._slide.lane
-        async with self._gate if lane.listing is None else nullcontext():  # a PACS's lane has a bound of its own
+        if lane.listing is not None:  # a PACS's lane has a bound of its own
             return await lane.run(self._read, self._views[key])
+        await self._gate.acquire()
+        reading = asyncio.ensure_future(lane.run(self._read, self._views[key]))
+        reading.add_done_callback(self._ended)
+        return await asyncio.shield(reading)  # its thread reads on although nobody waits, and counts so long
+
+    def _ended(self, reading: asyncio.Future[ViewPixels]) -> None:
+        self._gate.release()
+        _ = reading.cancelled() or reading.exception()  # someone has looked
 
     def _read(self, view: View) -> ViewPixels:
         started = time.perf_counter()
