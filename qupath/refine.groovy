@@ -16,6 +16,7 @@ import com.google.gson.JsonObject
 import com.google.gson.JsonParser
 import java.awt.geom.Rectangle2D
 import java.net.http.HttpClient
+import java.net.http.HttpConnectTimeoutException
 import java.net.http.HttpRequest
 import java.net.http.HttpResponse
 import java.nio.file.Files
@@ -184,7 +185,13 @@ class WsiSam {
         batches.eachWithIndex { batch, index ->
             if (Thread.interrupted())
                 throw new InterruptedException('Stopped.')
-            notes.addAll(slide != null ? segmentSlide(slide, server, batch, features) : segmentRegion(server, batch[0], features))
+            try {
+                notes.addAll(slide != null ? segmentSlide(slide, server, batch, features) : segmentRegion(server, batch[0], features))
+            } catch (WsiSamRefusal e) {  // a 422 is about this batch's prompts, if it names them or there is only one
+                if (e.status != 422 || slide != null && e.promptDetails.isEmpty())
+                    throw e
+                notes.addAll(e.promptDetails ?: [e.getMessage()])
+            }
             if (batches.size() > 1)
                 println "WSI-SAM: ${index + 1} of ${batches.size()} requests done"
         }
@@ -202,6 +209,8 @@ class WsiSam {
         if (!server.isRGB())
             throw new IOException('The server does not have this image, and only RGB (brightfield) images can be sent.')
         def request = regionAround(server, prompt)
+        if (request == null)
+            return ['A prompt lies outside the image.']
         def image = server.readRegion(request)
         double sx = request.getWidth() / (double) image.getWidth()
         double sy = request.getHeight() / (double) image.getHeight()
@@ -224,18 +233,20 @@ class WsiSam {
         return new LinkedHashMap(prompt.subMap(['id', 'box', 'points', 'refine']).findAll { it.value != null })
     }
 
+    /** What is sent for a prompt, or null if nothing of it lies on the image. */
     private static regionAround(server, Map prompt) {
         def xs = (prompt.box ? [prompt.box[0], prompt.box[2]] : []) + (prompt.points ?: []).collect { it[0] }
         def ys = (prompt.box ? [prompt.box[1], prompt.box[3]] : []) + (prompt.points ?: []).collect { it[1] }
         double mpp = server.getPixelCalibration().getAveragedPixelSizeMicrons()
         double extent = Math.max(xs.max() - xs.min(), ys.max() - ys.min())
-        double side = extent > 0 ? extent * REGION_FIELD : POINT_FIELD / (Double.isNaN(mpp) ? 1.0 : mpp)
+        double least = prompt.box ? 0 : POINT_FIELD / (Double.isNaN(mpp) ? 1.0 : mpp)  // clicks tell no size
+        double side = Math.max(extent * REGION_FIELD, least)
         int x0 = (int) Math.max(0, Math.floor((xs.max() + xs.min() - side) / 2))
         int y0 = (int) Math.max(0, Math.floor((ys.max() + ys.min() - side) / 2))
         int x1 = (int) Math.min(server.getWidth(), Math.ceil((xs.max() + xs.min() + side) / 2))
         int y1 = (int) Math.min(server.getHeight(), Math.ceil((ys.max() + ys.min() + side) / 2))
         if (x1 <= x0 || y1 <= y0)
-            throw new IOException('A prompt lies outside the image.')
+            return null
         double downsample = Math.max(1.0, Math.max(x1 - x0, y1 - y0) / (double) REGION_PX)
         return RegionRequest.createInstance(server.getPath(), downsample, x0, y0, x1 - x0, y1 - y0,
                 (prompt.z ?: 0) as int, (prompt.t ?: 0) as int)
@@ -350,7 +361,12 @@ class WsiSam {
     }
 
     private HttpRequest.Builder request(String path, int seconds) {
-        def builder = HttpRequest.newBuilder(URI.create(url + path)).timeout(Duration.ofSeconds(seconds))
+        HttpRequest.Builder builder
+        try {
+            builder = HttpRequest.newBuilder(URI.create(url + path)).timeout(Duration.ofSeconds(seconds))
+        } catch (IllegalArgumentException e) {
+            throw new WsiSamUnreachable("serverUrl is '${url}', which is not an address that begins with http:// or https:// (${e.getMessage()}).", e)
+        }
         if (token)
             builder.header('Authorization', 'Bearer ' + token)
         return builder
@@ -363,8 +379,9 @@ class WsiSam {
             HttpResponse<String> response
             try {
                 response = http.send(request, HttpResponse.BodyHandlers.ofString())
-            } catch (ConnectException e) {
-                throw new IOException("No WSI-SAM server answers at ${url}. Is it running, and is serverUrl right?", e)
+            } catch (ConnectException | HttpConnectTimeoutException e) {
+                def reason = e.getMessage() ? " (${e.getMessage()})" : ''
+                throw new WsiSamUnreachable("No WSI-SAM server answers at ${url}. Is it running, and is serverUrl right?${reason}", e)
             }
             int status = response.statusCode()
             if ((status == 503 || status == 429) && attempt < RETRIES) {
@@ -388,15 +405,36 @@ class WsiSam {
     }
 }
 
-/** An answer that is not a success; `problem` is the last word of the problem's type, such as refine-expired. */
+/** No server can be reached, whatever it is asked. */
+class WsiSamUnreachable extends IOException {
+    WsiSamUnreachable(String message, Throwable cause) {
+        super(message, cause)
+    }
+}
+
+/**
+ * An answer that is not a success; `problem` is the last word of the problem's type, such as refine-expired, and
+ * `promptDetails` are the sentences about each prompt, where all of a request are bad.
+ */
 class WsiSamRefusal extends IOException {
     final int status
     final String problem
+    final List<String> promptDetails
 
     WsiSamRefusal(int status, String body) {
         super("The WSI-SAM server answered ${status}: ${field(body, 'detail') ?: body}".toString())
         this.status = status
         this.problem = (field(body, 'type') ?: '').tokenize('/').find { it != 'problems' }
+        this.promptDetails = details(body)
+    }
+
+    private static List<String> details(String body) {
+        try {
+            def errors = JsonParser.parseString(body).getAsJsonObject().getAsJsonArray('errors')
+            return errors.collect { it.getAsJsonObject().get('detail').getAsString() }
+        } catch (RuntimeException ignored) {
+            return []
+        }
     }
 
     private static String field(String body, String name) {

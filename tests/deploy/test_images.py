@@ -123,6 +123,13 @@ def test_every_compose_service_is_hardened_and_workers_are_not_published() -> No
     gateway = services["gateway"]
     assert "WSISAM_INSECURE" not in gateway["environment"]
     assert gateway["environment"]["WSISAM_KEYS"] == f"/run/secrets/{gateway['secrets'][0]['source']}"
+    assert gateway["environment"]["FORWARDED_ALLOW_IPS"] == "127.0.0.1"
+
+
+def test_the_worker_of_compose_has_a_folder_for_own_adapters() -> None:
+    (folder,) = compose_services()["worker"]["volumes"]
+    assert (folder["target"], folder["read_only"]) == ("/adapters", True)
+    assert "WSISAM_OWN_ADAPTERS=/adapters/" in (REPOSITORY / "docker-compose.yml").read_text()
 
 
 def test_the_dashboard_asks_for_metrics_that_exist() -> None:

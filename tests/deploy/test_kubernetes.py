@@ -127,7 +127,7 @@ def test_workers_and_redis_answer_those_who_need_them_and_nobody_else(objects: O
     assert callers(objects, "router", 8200) == {"gateway"}
     assert callers(objects, "gateway", 8000) == {"namespace ingress-nginx"} | monitoring
     if ("StatefulSet", "redis") in objects:
-        assert callers(objects, "redis", 6379) == {"worker", "gateway"}
+        assert callers(objects, "redis", 6379) == {"worker"}
 
 
 def test_services_budgets_and_scalers_mean_pods_that_exist(objects: Objects) -> None:
@@ -176,6 +176,14 @@ def test_gateways_ask_their_callers_for_a_key(objects: Objects) -> None:
     ingress = objects.get(("Ingress", "gateway"))
     logs = "nginx.ingress.kubernetes.io/enable-access-log"
     assert ingress is None or ingress["metadata"]["annotations"][logs] == "false", "keys in paths would be in it"
+
+
+def test_behind_the_ingress_wrong_keys_count_by_the_clients_address(objects: Objects) -> None:
+    """The controller's word for it may be taken, as nobody else is let in (`test_workers_and_redis_answer_…`)."""
+    (container,) = pods(objects)["gateway"]["spec"]["containers"]
+    environment = {one["name"]: one.get("value") for one in container["env"]}
+    believed = "*" if ("Ingress", "gateway") in objects else None
+    assert environment.get("FORWARDED_ALLOW_IPS") == believed
 
 
 def test_the_ingress_has_tls_for_every_host(objects: Objects) -> None:

@@ -6,11 +6,13 @@ import http.client
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -237,11 +239,22 @@ def test_prompts_go_in_batches_and_a_busy_server_is_asked_again(
     assert set(outlines(outcome["images"][0])) == {box["id"] for box in boxes}
 
 
-def test_one_bad_prompt_does_not_cost_the_others(run: RunScript, qupath_service: Any) -> None:
-    good, outside = rectangle(*GLAND), rectangle(600, 600, 700, 700)
-    outcome = run("segment-selected", shown(image(qupath_service.slides / "tissue.png", good, outside)))
+@pytest.mark.parametrize("batch", [256, 1])
+@pytest.mark.parametrize("known", [True, False])
+def test_one_bad_prompt_does_not_cost_the_others(
+    known: bool, batch: int, run: RunScript, qupath_service: Any, tmp_path: Path
+) -> None:
+    """Also where it is all of its request, as with every prompt on a slide that the server lacks."""
+    slide = qupath_service.slides / "tissue.png"
+    if not known:
+        with Image.open(slide) as picture:
+            picture.rotate(180).save(tmp_path / "tissue.png")
+        slide = tmp_path / "tissue.png"
+    outside, good, far_outside = rectangle(600, 600, 700, 700), rectangle(*GLAND), rectangle(2000, 2000, 2010, 2010)
+    scenario = shown(image(slide, outside, good, far_outside))
+    outcome = run("segment-selected", scenario, **{"BATCH = 256": f"BATCH = {batch}"})
     assert set(outlines(outcome["images"][0])) == {good["id"]}
-    assert outcome["shown"] == ["info: 1 of 2 outlined. The log says more."]
+    assert outcome["shown"] == ["info: 1 of 3 outlined. The log says more."]
 
 
 def test_a_slide_that_was_renamed_is_found_by_its_content(
@@ -281,11 +294,38 @@ def test_an_image_of_another_size_is_refused_and_changes_nothing(run: RunScript,
     assert message.startswith("error: The WSI-SAM server answered 422")
 
 
-def test_without_a_server_the_message_says_what_to_do(run: RunScript, recorder: Recorder, qupath_service: Any) -> None:
-    recorder.url = "http://127.0.0.1:9"
-    outcome = run("segment-selected", shown(image(qupath_service.slides / "tissue.png", rectangle(*GLAND))))
-    assert "No WSI-SAM server answers at http://127.0.0.1:9." in outcome["shown"][0]
-    assert outcome["images"][0]["events"] == 0
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """A place whose queue is full: it takes no connection and refuses none."""
+    with ExitStack() as sockets:
+        listener = sockets.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):
+            waiting = sockets.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("http://127.0.0.1:9", "No WSI-SAM server answers at http://127.0.0.1:9. Is it running"),
+        ("silent", "Is it running, and is serverUrl right? (HTTP connect timed out)"),
+        ("localhost:8000", "serverUrl is 'localhost:8000', which is not an address"),
+    ],
+)
+def test_without_a_server_the_message_says_what_to_do(
+    url: str, says: str, run: RunScript, silent: str, qupath_service: Any
+) -> None:
+    """And once, however many images the project has."""
+    changes = {SERVER_URL: silent if url == "silent" else url, "ofSeconds(5)": "ofMillis(300)"}
+    scenario = shown(*(image(qupath_service.slides / "tissue.png", rectangle(*GLAND)) for _ in range(2)), project=True)
+    for script in ("segment-selected", "segment-project"):
+        outcome = run(script, scenario, **changes)
+        (message,) = outcome["shown"]
+        assert message.startswith("error: ")
+        assert says in message
+        assert [one["events"] for one in outcome["images"]] == [0, 0]
 
 
 def test_a_project_is_resumed_where_it_was_stopped(run: RunScript, qupath_service: Any, tmp_path: Path) -> None:
@@ -307,6 +347,23 @@ def test_a_project_is_resumed_where_it_was_stopped(run: RunScript, qupath_servic
     assert {one["pathClass"] for each in resumed["images"] for one in outlines(each).values()} == {"Gland"}
     again = run("segment-project", resumed)
     assert [one["events"] for one in again["images"]] == [0, 0]
+
+
+def test_an_image_that_fails_is_named_at_the_end_and_does_not_stop_the_others(
+    run: RunScript, qupath_service: Any, tmp_path: Path
+) -> None:
+    tissue = qupath_service.slides / "tissue.png"
+    for name in ("fluorescence.png", "moved.png"):
+        with Image.open(tissue) as picture:
+            picture.rotate(180).save(tmp_path / name)
+    fluorescence = image(tmp_path / "fluorescence.png", rectangle(*GLAND), rgb=False)
+    moved = image(tmp_path / "moved.png", rectangle(*GLAND))
+    good = image(tissue, rectangle(*GLAND))
+    fails = "(entry.imageName == 'moved.png' ? new File('/moved.png').newInputStream() : entry.readImageData())"
+    scenario = shown(fluorescence, moved, good, project=True)
+    outcome = run("segment-project", scenario, **{"entry.readImageData()": fails})
+    assert [len(outlines(one)) for one in outcome["images"]] == [0, 0, 1]
+    assert outcome["shown"] == ["info: 1 new outlines in 3 images. Failed, see the log: fluorescence.png, moved.png."]
 
 
 def test_detections_of_a_class_can_be_the_prompts_of_a_project(run: RunScript, qupath_service: Any) -> None:
@@ -378,9 +435,12 @@ def test_a_server_that_asks_for_a_key_gets_it_from_the_scripts_first_lines(
     with served(app) as port:
         url = f"http://127.0.0.1:{port}"
         refused = run("segment-selected", shows, **{SERVER_URL: url})
+        project = shown(*shows["images"] * 2, project=True)
+        ended = run("segment-project", project, **{SERVER_URL: url})
         token = {"token = ''": f"token = '{key}'"} if place == "header" else {}
         written = token | {SERVER_URL: url if token else f"{url}/k/{key}"}
         outcome = run("segment-selected", shows, **written)
     assert not outlines(refused["images"][0])
     assert "401" in json.dumps(refused)
+    assert "answered 401" in ended["shown"][0]  # once, and not for every image
     assert len(outlines(outcome["images"][0])) == 1
