@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 MAX_COMPRESSED_BYTES = 400_000
 SERIOUS = ("serious", "critical")
 BOX = (200.0, 180.0, 320.0, 300.0)
+CANVAS = "#viewer .openseadragon-canvas"
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +96,7 @@ def test_axe_finds_nothing_serious(browser: Any, url: str, slide_id: str, size: 
 
 def test_the_whole_way_by_keyboard(page: SlidePage) -> None:
     keyboard = page.page.keyboard
-    page.page.focus("#viewer .openseadragon-canvas")
+    page.page.focus(CANVAS)
     keyboard.press("b")
     keyboard.press("Shift+ArrowLeft")
     keyboard.press("Shift+ArrowUp")
@@ -119,6 +121,59 @@ def test_the_whole_way_by_keyboard(page: SlidePage) -> None:
     assert "Object 1" in page.page.inner_text("#announce")
 
 
+def test_a_held_space_bar_acts_once_and_is_let_go_with_the_window(page: SlidePage) -> None:
+    keyboard = page.page.keyboard
+    asked: list[Any] = []
+    page.page.on("request", lambda request: request.url.endswith("/segment") and asked.append(request))
+    page.page.focus(CANVAS)
+    keyboard.press("p")
+    keyboard.press("ArrowRight")
+    page.answer_of(lambda: [keyboard.down(" ") for _ in range(4)])
+    keyboard.up(" ")
+    assert len(asked) == 1
+    page.page.mouse.move(*page.screen((300, 300)))
+    keyboard.down(" ")
+    assert page.page.get_attribute("[data-tool]", "data-tool") == "move"
+    page.page.evaluate("window.dispatchEvent(new Event('blur'))")
+    assert page.page.get_attribute("[data-tool]", "data-tool") == "include"
+
+
+def test_the_focus_stays_where_one_goes_on(page: SlidePage) -> None:
+    keyboard = page.page.keyboard
+    keyboard.press("m")
+    page.answer_of(lambda: page.draw_box(BOX))
+    page.page.focus(".candidates button >> nth=1")
+    keyboard.press("Enter")
+    assert page.page.get_attribute(":focus", "data-candidate") == "1"
+    assert page.page.get_attribute(":focus", "aria-pressed") == "true"
+    page.page.focus("#export-menu summary")
+    keyboard.press("Enter")
+    keyboard.press("Tab")
+    with page.page.expect_download():
+        keyboard.press("Enter")
+    assert page.page.locator("#export-menu:not([open]) summary:focus").count() == 1
+    for button in ("#next", "#delete"):
+        keyboard.press("j")
+        page.page.focus(button)
+        keyboard.press("Enter")
+        assert page.page.locator(f"{CANVAS}:focus").count() == 1
+
+
+def test_screen_readers_hear_what_keys_do(page: SlidePage) -> None:
+    page.answer_of(lambda: page.draw_box(BOX))
+    page.answer_of(lambda: page.draw_box((330, 300, 450, 420)))
+    for key, told in (
+        ("k", "Selected: Object 1, no class"),
+        ("2", "Selected: Object 1, Stroma"),
+        ("Delete", "Deleted. Selected: Object 2"),
+        ("u", "Undone. Selected: Object 1, Stroma"),
+        ("Control+y", "Redone. Selected: Object 2"),
+        ("Escape", "No object selected, 1 in all. Class of new ones: Stroma"),
+    ):
+        page.page.keyboard.press(key)
+        assert told in page.page.inner_text("#announce")
+
+
 def test_a_tap_on_a_phone_outlines(browser: Any, url: str, slide_id: str) -> None:
     phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
     page = SlidePage(browser, url, slide_id, (256, 256), **phone)
@@ -127,6 +182,9 @@ def test_a_tap_on_a_phone_outlines(browser: Any, url: str, slide_id: str) -> Non
     asked, _ = page.answer_of(lambda: page.page.touchscreen.tap(*page.screen((240, 200))))
     assert asked["prompts"][0]["points"] == [[pytest.approx(240, abs=1), pytest.approx(200, abs=1), 1]]
     assert "Object 1" in page.page.inner_text("#hint")
+    page.page.set_input_files("#import-file", {"name": "a.geojson", "mimeType": "", "buffer": b"<xml>"})
+    page.page.wait_for_selector("#message[role=alert]")
+    page.page.tap("#zoom-in", trial=True)  # a message leaves the buttons free
     page.context.close()
 
 
@@ -200,9 +258,15 @@ def test_a_busy_service_is_asked_again_when_it_says(page: SlidePage) -> None:
 
     page.page.route("**/segment", answer)
     page.draw_box(BOX)
-    page.page.wait_for_selector("#objects li")
+    assert page.page.is_enabled("#next")
+    page.page.click("#next")
+    page.page.wait_for_selector("#objects li[aria-selected=false]")
     assert refusals == []
     assert page.page.locator("#message").is_hidden()
+    headers = {"content-type": "application/problem+json"}
+    page.page.route("**/v1/info", lambda route: route.fulfill(status=503, headers=headers, body=overloaded))
+    page.look()
+    page.page.wait_for_selector("#status[data-state=refusing]:has-text('cannot answer now')")
 
 
 def test_a_service_that_went_away_is_noticed_and_gone_on_with(page: SlidePage) -> None:
@@ -366,7 +430,7 @@ def test_single_letters_can_be_left_to_the_slide(page: SlidePage) -> None:
     page.page.focus("#show-help")
     page.page.keyboard.press("v")
     assert page.page.get_attribute("#tool-box", "aria-pressed") == "true"
-    page.page.focus("#viewer .openseadragon-canvas")
+    page.page.focus(CANVAS)
     page.page.keyboard.press("v")
     assert page.page.get_attribute("#tool-move", "aria-pressed") == "true"
 
@@ -400,8 +464,12 @@ def test_a_slide_that_does_not_open_leaves_the_present_one_in_hand(page: SlidePa
     page.page.route("**/iiif/info.json", lambda route: route.abort())
     page.page.click("#slides a:has-text('tissue2')")
     page.page.wait_for_selector("#message[role=alert]")
-    page.page.unroute("**/iiif/info.json")
     page.answer_of(lambda: page.draw_box(BOX))
+    page.page.click("#slides a:has-text('tissue2')")
+    page.page.wait_for_selector("#message[role=alert]")
+    page.page.unroute("**/iiif/info.json")
+    page.page.click("#slides a:has-text('tissue2')")
+    page.page.wait_for_selector("#slides a[aria-current]:has-text('tissue2')")
     page.open_kept()
     assert len(page.rows()) == 1
 
@@ -426,6 +494,9 @@ def test_behind_a_path_prefix_and_with_an_access_key(browser: Any, app: Any, tmp
         page = SlidePage(browser, f"{address}pathology/wsi/", answer.json()["slides"][0]["id"], (256, 256))
         tiles: list[Any] = []
         page.page.on("response", lambda response: "/default.jpg" in response.url and tiles.append(response))
+        page.page.fill("#access-key", f"{key[:8]}…")
+        page.page.click("#access-form .primary")
+        page.page.wait_for_selector("#access-reason:has-text('cannot be a key')")
         page.page.fill("#access-key", new_key())
         page.page.click("#access-form .primary")
         page.page.wait_for_selector("#access-reason:has-text('does not accept')")
@@ -461,6 +532,13 @@ def test_without_the_built_page_the_root_says_how_to_get_it(tmp_path: Path) -> N
     page.install(app, tmp_path)
     answer = TestClient(app).get("/")
     assert (answer.status_code, "make page" in answer.text) == (200, True)
+
+
+def test_the_modules_of_the_page() -> None:
+    require_page()
+    if shutil.which("npm") is None:
+        pytest.skip("needs npm")
+    assert subprocess.run(["npm", "--silent", "test"], cwd=REPOSITORY / "web", check=False).returncode == 0
 
 
 def test_the_pages_types_are_those_of_the_api() -> None:

@@ -3,6 +3,9 @@
 import type { Api } from "./api";
 import { byId } from "./dom";
 
+/** What a browser can send as a key, and every key is made of. */
+const PLAIN = /^[!-~]+$/;
+
 export class Access {
   readonly #dialog = byId<HTMLDialogElement>("access-dialog");
   readonly #field = byId<HTMLInputElement>("access-key");
@@ -15,9 +18,16 @@ export class Access {
   ) {
     byId("show-access").addEventListener("click", () => this.#show(""));
     byId("access-cancel").addEventListener("click", () => this.#dialog.close());
-    byId("access-form").addEventListener("submit", () => {
-      api.key = this.#field.value.trim();
-      changed();
+    byId("access-form").addEventListener("submit", (event) => {
+      const key = this.#field.value.trim();
+      if (PLAIN.test(key)) {
+        api.key = key;
+        changed();
+        return;
+      }
+      event.preventDefault();
+      this.#dialog.close();
+      this.#show("This cannot be a key: it has a space or a letter in it that no key has. Copy it anew.");
     });
     this.#forget.addEventListener("click", () => {
       api.key = "";

@@ -50,10 +50,13 @@ export class Files {
     try {
       const { objects, classes, skipped, outside } = fromGeoJson(await file.text(), open.slide, open.um2PerPixel, this.objects.all);
       for (const { name, color } of classes) this.classes.put(name, color);
+      const expected = this.objects.all.length + objects.length;
       this.objects.put(objects, null);
+      const known = expected - this.objects.all.length;
+      const instead = known ? `, replacing ${known} with the same id` : "";
       const left = skipped ? `, left out ${skipped} that are no areas` : "";
       const beside = outside ? ` ${outside} lie beside this slide: is it another slide's file?` : "";
-      this.tell(`Imported ${objects.length} object${objects.length === 1 ? "" : "s"}${left}.${beside}`, outside ? "error" : "info");
+      this.tell(`Imported ${objects.length} object${objects.length === 1 ? "" : "s"}${instead}${left}.${beside}`, outside ? "error" : "info");
     } catch (error) {
       this.tell((error as Error).message, "error");
     }

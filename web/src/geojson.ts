@@ -66,6 +66,7 @@ export function fromGeoJson(
   const features = featuresOf(text);
   const [dx, dy] = offset(slide);
   const objects: SlideObject[] = [];
+  const ids = new Set<string>();
   const classes = new Map<string, NamedClass>();
   for (const one of features) {
     const read = one.geometry ? areaOf(one.geometry) : [];
@@ -74,8 +75,11 @@ export function fromGeoJson(
     const named = classOf(one);
     if (named) classes.set(named.name, named);
     const { name, measurements } = one.properties ?? {};
+    // Old QuPath gives every object of a file the same id.
+    const id = typeof one.id === "string" && one.id && !ids.has(one.id) ? one.id : newId();
+    ids.add(id);
     objects.push({
-      id: typeof one.id === "string" && one.id ? one.id : newId(),
+      id,
       name: typeof name === "string" && name ? name : nextName([...present, ...objects]),
       className: named?.name ?? null,
       area,

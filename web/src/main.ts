@@ -1,6 +1,7 @@
 /** Puts the page together. */
 
 import { Access } from "./access";
+import { Announcer } from "./announcer";
 import { Api, ApiError } from "./api";
 import { ClassBar } from "./class-bar";
 import { Classes } from "./classes";
@@ -42,9 +43,10 @@ const overlay = new Overlay(viewer, objects, classes, prompting);
 const pointer = new Pointer(viewer, overlay, objects, prompting, prewarm);
 const crosshair = new Crosshair(viewer, overlay, pointer);
 const readout = new Readout(viewer);
-const slides = new SlidesPanel(api, fail);
+const slides = new SlidesPanel(api, () => void follow(null), fail);
 const status = new Status(api);
 const messages = new Messages();
+const announcer = new Announcer(objects, classes, (text) => messages.announce(text));
 const access = new Access(api, () => void recover());
 const classBar = new ClassBar(classes, objects);
 const panels = installPanels();
@@ -57,18 +59,18 @@ const keeper = new Keeper(objects, () =>
 let opening = 0;
 
 const actions: Actions = {
-  undo: () => prompting.cancel() || objects.undo(),
-  redo: () => objects.redo(),
-  next: () => objects.select(null),
-  delete: () => objects.selected && objects.remove(objects.selected.id),
+  undo: announcer.telling("Undone.", () => stop() || objects.undo()),
+  redo: announcer.telling("Redone.", () => objects.redo()),
+  next: announcer.telling("Done.", () => prompting.next()),
+  delete: announcer.telling("Deleted.", () => objects.selected && objects.remove(objects.selected.id)),
   "zoom-in": () => viewer.zoomBy(1.5),
   "zoom-out": () => viewer.zoomBy(1 / 1.5),
   home: () => viewer.home(),
 };
 
-const escape = (): void => {
-  if (!pointer.cancel() && !prompting.cancel() && !crosshair.hide()) objects.select(null);
-};
+const escape = announcer.telling("", () => {
+  if (!pointer.cancel() && !stop() && !crosshair.hide()) objects.select(null);
+});
 
 const tool = (name: Tool) => () => (pointer.tool.value = name);
 
@@ -82,10 +84,10 @@ const shortcuts: readonly Shortcut[] = [
   { keys: ["mod+y"], label: "Redo", run: actions.redo },
   { keys: ["delete", "backspace"], label: "Delete the selected object", run: actions.delete },
   { keys: ["escape"], label: "Stop, then deselect", run: escape },
-  { keys: ["j"], label: "Next object in the list", run: () => objects.step(1) },
-  { keys: ["k"], label: "Previous object in the list", run: () => objects.step(-1) },
+  { keys: ["j"], label: "Next object in the list", run: announcer.telling("", () => objects.step(1)) },
+  { keys: ["k"], label: "Previous object in the list", run: announcer.telling("", () => objects.step(-1)) },
   { keys: ["g"], label: "Go to the selected object", run: () => objects.selected && viewer.show(objects.selected.bounds) },
-  { keys: ["1", "0", "2", "3", "4", "5", "6", "7", "8", "9"], label: "Class 1, 2, 3, …; 0 for none", run: ({ key }) => classBar.chooseAt(Number(key)) },
+  { keys: ["1", "0", "2", "3", "4", "5", "6", "7", "8", "9"], label: "Class 1, 2, 3, …; 0 for none", run: announcer.telling("", ({ key }: KeyboardEvent) => classBar.chooseAt(Number(key))) },
   { keys: ["m"], label: "Candidates on or off", run: () => (prompting.multimask.value = !prompting.multimask.value) },
   { keys: ["c"], label: "Next candidate", run: nextCandidate },
   { keys: ["f"], label: "Show what the network saw", run: () => (overlay.frames.value = !overlay.frames.value) },
@@ -97,6 +99,13 @@ const shortcuts: readonly Shortcut[] = [
   { keys: ["/"], label: "Search slides", run: () => (panels.show("slides"), slides.focus()) },
   { keys: ["?"], label: "This help", run: () => byId<HTMLDialogElement>("help").showModal() },
 ];
+
+/** Give up what is being outlined; whether anything was. */
+function stop(): boolean {
+  const stopped = prompting.cancel();
+  if (stopped) messages.announce("Stopped outlining.");
+  return stopped;
+}
 
 function nextCandidate(): void {
   const answer = objects.selected?.made?.answer;
@@ -110,8 +119,9 @@ function arrow({ key, shiftKey }: KeyboardEvent): void {
 }
 
 function space({ repeat }: KeyboardEvent): void {
+  if (repeat) return;
   if (crosshair.shown) crosshair.use();
-  else if (!repeat) pointer.moving = true;
+  else pointer.moving = true;
 }
 
 async function openSlide(id: string): Promise<void> {
@@ -195,7 +205,7 @@ function watchService(): void {
   let away = false;
   status.health.watch((health) => {
     if (away && (health === "ready" || health === "busy")) void recover();
-    away = health === "away";
+    if (health !== "refusing") away = health === "away";
   });
   const replaced = "This slide's file was replaced. You see the new one; outlines of the old one are kept with the old one.";
   const reopen = (id: string) => openSlide(id).then(() => messages.tell(replaced, "error"), fail);
@@ -248,7 +258,7 @@ function tellReports(): void {
   });
 }
 
-new Toolbar(objects, pointer, prompting, overlay, actions);
+new Toolbar(objects, pointer, prompting, overlay, viewer.osd.canvas, actions);
 new ObjectCard(objects, prompting);
 new ObjectsPanel(objects, classes, ({ bounds }) => viewer.show(bounds));
 new Files(
@@ -259,6 +269,7 @@ new Files(
 );
 installShortcuts(shortcuts, viewer.osd.canvas, () => lettersBox.checked);
 document.addEventListener("keyup", ({ key }) => key === " " && (pointer.moving = false));
+window.addEventListener("blur", () => (pointer.moving = false)); // where the key is let go elsewhere
 installMenus();
 tellModality();
 pointer.position.watch((position) => readout.drawPosition(position));

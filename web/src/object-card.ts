@@ -29,12 +29,14 @@ export class ObjectCard {
     const asked = this.prompting.asked.value;
     const { selected } = this.objects;
     this.#card.setAttribute("aria-busy", String(asked !== null));
-    if (asked && (!asked.object || !selected)) this.#card.replaceChildren(...outlining(asked));
-    else if (selected) this.#card.replaceChildren(...this.#facts(selected));
+    const focused = document.activeElement instanceof HTMLElement ? document.activeElement.dataset["candidate"] : undefined;
+    if (selected) this.#card.replaceChildren(...this.#facts(selected, asked?.object?.id === selected.id));
+    else if (asked) this.#card.replaceChildren(...outlining(asked));
     else this.#card.replaceChildren(make("p", { class: "empty" }, "No object selected."));
+    if (focused !== undefined) this.#card.querySelector<HTMLElement>(`[data-candidate="${focused}"]`)?.focus();
   }
 
-  #facts(object: SlideObject): Node[] {
+  #facts(object: SlideObject, asking: boolean): Node[] {
     const { areaUm2, predictedIou } = object;
     const rows: [string, Node | string][] = [["Area", areaUm2 === null ? "unknown" : withSmall(um2Text(areaUm2), mm2Text(areaUm2))]];
     if (predictedIou !== null) rows.push(["Predicted IoU", iouMeter(predictedIou)]);
@@ -49,7 +51,7 @@ export class ObjectCard {
     const facts = make("dl", {}, ...rows.flatMap(([term, text]) => [make("dt", {}, term), make("dd", {}, text)]));
     const notes = answer ? notesOf(answer) : ["Imported: draw a box to begin an object that can be corrected."];
     return [
-      make("h3", {}, object.name, ...(this.prompting.asked.value ? [make("span", { class: "busy", "aria-label": "Outlining" })] : [])),
+      make("h3", {}, object.name, ...(asking ? [make("span", { class: "busy", "aria-label": "Outlining" })] : [])),
       facts,
       ...(answer && answer.candidates.length > 1 ? [this.#candidates(answer)] : []),
       ...notes.map((note) => make("p", { class: "note" }, note)),
@@ -63,7 +65,12 @@ export class ObjectCard {
       ...answer.candidates.map(({ predictedIou }, index) =>
         make(
           "button",
-          { type: "button", "aria-pressed": String(index === answer.chosen), click: () => this.prompting.choose(index) },
+          {
+            type: "button",
+            "data-candidate": String(index),
+            "aria-pressed": String(index === answer.chosen),
+            click: () => this.prompting.choose(index),
+          },
           `${index + 1} · ${iouText(predictedIou)}`,
         ),
       ),

@@ -44,8 +44,7 @@ export class Objects {
   }
 
   get selected(): SlideObject | null {
-    const { objects, selectedId } = this.state.value;
-    return objects.find(({ id }) => id === selectedId) ?? null;
+    return this.get(this.state.value.selectedId);
   }
 
   get canUndo(): boolean {
@@ -54,6 +53,10 @@ export class Objects {
 
   get canRedo(): boolean {
     return this.#future.length > 0;
+  }
+
+  get(id: string | null): SlideObject | null {
+    return this.all.find((object) => object.id === id) ?? null;
   }
 
   /** Start anew with the objects of a slide; what was selected stays so where it is among them. */

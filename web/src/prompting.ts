@@ -13,6 +13,15 @@ export interface Asked {
   readonly object: SlideObject | null;
 }
 
+/** The object that a box or a click is about. */
+interface Subject {
+  readonly id: string;
+  /** The class to begin it with. */
+  className: string | null;
+  /** Whether it was among the objects; where it no longer is, somebody deleted it. */
+  drawn: boolean;
+}
+
 /** What happened, for those who tell the user. */
 export interface Report {
   readonly kind: "outlined" | "nothing" | "failed";
@@ -30,12 +39,17 @@ export class Prompting {
   #slideId: string | null = null;
   #last: Promise<void> = Promise.resolve();
   #abort = new AbortController();
+  /** The object begun last, while it is not drawn yet and still in hand. */
+  #begun: Subject | null = null;
 
   constructor(
     private readonly api: Api,
     private readonly objects: Objects,
     private readonly classes: Classes,
-  ) {}
+  ) {
+    objects.state.watch(({ selectedId }) => selectedId !== null && (this.#begun = null));
+    classes.active.watch((name) => this.#begun && (this.#begun.className = name));
+  }
 
   open(slideId: string): void {
     this.cancel();
@@ -47,26 +61,34 @@ export class Prompting {
     const asking = this.asked.value !== null;
     this.#abort.abort();
     this.#abort = new AbortController();
+    this.#begun = null;
     this.asked.value = null;
     return asking;
   }
 
   /** A box always begins a new object. */
   box(box: Box): void {
-    this.#enqueue(() => ({ prompt: { box, points: [] }, object: null }));
+    this.#enqueue(this.#begin(), () => ({ box, points: [] }));
   }
 
-  /** A click corrects the selected object; where none is, one on an object begins a new one. */
+  /** A click corrects the selected object or the one just begun; where there is none, one on an object begins a new one. */
   point(point: Point): void {
-    this.#enqueue(() => {
-      const object = this.objects.selected;
-      if (object?.made) {
-        const { prompt } = object.made;
-        return { prompt: { ...prompt, points: [...prompt.points, point] }, object };
-      }
-      if (point[2] === 0) throw new ApiError("no-positive-point", "");
-      return { prompt: { box: null, points: [point] }, object: null };
-    });
+    const { selected } = this.objects;
+    const present = selected?.made ? { id: selected.id, className: selected.className, drawn: true } : this.#begun;
+    if (!present && point[2] === 0) {
+      this.reported.value = { kind: "failed", error: new ApiError("no-positive-point", "") };
+      return;
+    }
+    this.#enqueue(present ?? this.#begin(), (earlier) => ({
+      box: earlier?.box ?? null,
+      points: [...(earlier?.points ?? []), point],
+    }));
+  }
+
+  /** Done with this object: what comes now begins another one. */
+  next(): void {
+    this.#begun = null;
+    this.objects.select(null);
   }
 
   /** Use another candidate of the selected object. */
@@ -77,26 +99,38 @@ export class Prompting {
     this.objects.replace(made(object, object.made.prompt, outline));
   }
 
+  /** Begin an object, to which clicks belong until another one is begun or selected. */
+  #begin(): Subject {
+    this.objects.select(null);
+    return (this.#begun = { id: newId(), className: this.classes.active.value, drawn: false });
+  }
+
   /** One question at a time: each click builds on the answer before it. */
-  #enqueue(question: () => Asked): void {
+  #enqueue(subject: Subject, prompt: (earlier: Prompt | null) => Prompt): void {
     const { signal } = this.#abort;
     this.#last = this.#last.then(async () => {
-      if (!signal.aborted) await this.#ask(question, signal);
+      if (!signal.aborted) await this.#ask(subject, prompt, signal);
     });
   }
 
-  async #ask(question: () => Asked, signal: AbortSignal): Promise<void> {
+  async #ask(subject: Subject, prompt: (earlier: Prompt | null) => Prompt, signal: AbortSignal): Promise<void> {
+    const isGone = (): boolean => subject.drawn && !this.objects.get(subject.id);
+    if (isGone()) return;
     try {
-      const asked = (this.asked.value = question());
+      const object = this.objects.get(subject.id);
+      const asked = (this.asked.value = { prompt: prompt(object?.made?.prompt ?? null), object });
       const outline = await this.#outline(asked, signal);
-      if (signal.aborted) return;
+      if (signal.aborted || isGone()) return;
       if (!outline) {
         this.reported.value = { kind: "nothing" };
         return;
       }
-      const object = made(asked.object ?? this.#begun(), asked.prompt, outline);
-      this.objects.put([object], object.id);
-      this.reported.value = { kind: "outlined", object };
+      // What the user did to the object meanwhile stays.
+      const present = this.objects.get(subject.id) ?? { ...subject, name: nextName(this.objects.all) };
+      const drawn = made(present, asked.prompt, outline);
+      subject.drawn = true;
+      this.objects.put([drawn], subject === this.#begun ? drawn.id : this.objects.state.value.selectedId);
+      this.reported.value = { kind: "outlined", object: drawn };
     } catch (error) {
       if (!signal.aborted) this.reported.value = { kind: "failed", error };
     } finally {
@@ -117,10 +151,6 @@ export class Prompting {
       if (!earlier || !(error instanceof ApiError) || error.type !== "refine-expired") throw error;
       return ask(null);
     }
-  }
-
-  #begun(): Pick<SlideObject, "id" | "name" | "className"> {
-    return { id: newId(), name: nextName(this.objects.all), className: this.classes.active.value };
   }
 }
 

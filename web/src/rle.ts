@@ -29,8 +29,9 @@ export function countsOf(runs: readonly number[]): string {
   runs.forEach((run, index) => {
     let value = index > 2 ? run - runs[index - 2] : run;
     for (;;) {
-      const low = value & 31;
-      value >>= 5;
+      // Arithmetic, for operators on bits know 32 of them, and slides have more pixels.
+      const low = ((value % 32) + 32) % 32;
+      value = Math.floor(value / 32);
       const done = low & 16 ? value === -1 : value === 0;
       counts += String.fromCharCode(48 + (done ? low : low | 32));
       if (done) break;

@@ -6,6 +6,9 @@ import type { SlideViewer } from "./viewer";
 const POLL_MS = 15_000;
 
 export class SlideWatch {
+  /** The slide that was told to be gone. */
+  #told: string | null = null;
+
   constructor(
     private readonly api: Api,
     private readonly viewer: SlideViewer,
@@ -21,10 +24,14 @@ export class SlideWatch {
     if (!slide) return;
     try {
       const { fingerprint } = await this.api.slide(slide.id);
+      this.#told = null;
       if (slide === this.viewer.slide && fingerprint !== slide.fingerprint) this.replaced(slide.id);
     } catch (error) {
       // What else can go wrong shows in the status corner.
-      if (slide === this.viewer.slide && error instanceof ApiError && error.type === "unknown-slide") this.gone(error);
+      if (!(error instanceof ApiError) || error.type !== "unknown-slide") return;
+      if (slide !== this.viewer.slide || slide.id === this.#told) return;
+      this.#told = slide.id;
+      this.gone(error);
     }
   }
 }

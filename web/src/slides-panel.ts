@@ -20,6 +20,7 @@ export class SlidesPanel {
 
   constructor(
     private readonly api: Api,
+    private readonly follow: () => void,
     private readonly fail: (error: unknown) => void,
   ) {
     this.#pictures = new Thumbnails(api);
@@ -68,7 +69,13 @@ export class SlidesPanel {
       const facts = `${whole(slide.width)} × ${whole(slide.height)}${slide.mpp ? ` · ${Number(slide.mpp.toFixed(3))} µm` : ""}`;
       const link = make(
         "a",
-        { href: `#slide=${slide.id}`, "data-id": slide.id, title: slide.name },
+        // An address that is there already, as after a failed opening, is no news to the browser.
+        {
+          href: `#slide=${slide.id}`,
+          "data-id": slide.id,
+          title: slide.name,
+          click: () => location.hash === `#slide=${slide.id}` && this.follow(),
+        },
         this.#pictures.of(slide.id),
         make("span", { class: "name" }, slide.name),
         make("span", { class: "facts" }, facts),

@@ -7,11 +7,12 @@ import { Signal } from "./signal";
 
 const POLL_MS = 5000;
 
-export type Health = "starting" | "ready" | "busy" | "away" | "guarded";
+export type Health = "starting" | "ready" | "busy" | "refusing" | "away" | "guarded";
 
 const TROUBLES: Readonly<Partial<Record<Health, string>>> = {
   away: "Service not reachable",
   guarded: "Access key needed",
+  refusing: "Service cannot answer now",
 };
 
 export class Status {
@@ -26,7 +27,7 @@ export class Status {
     try {
       this.#draw(await this.api.info(), await this.api.metrics().catch(untold));
     } catch (error) {
-      const health = error instanceof ApiError && error.type === "unauthorized" ? "guarded" : "away";
+      const health = healthOf(error);
       byId("status-text").textContent = TROUBLES[health]!;
       this.#tell(health);
     }
@@ -62,6 +63,11 @@ export class Status {
       ...rows.flatMap(([term, text]) => [make("dt", {}, term), make("dd", {}, text)]),
     );
   }
+}
+
+function healthOf(error: unknown): Health {
+  if (!(error instanceof ApiError) || error.type === "unreachable") return "away";
+  return error.type === "unauthorized" ? "guarded" : "refusing";
 }
 
 /** Metrics may be for other eyes only; that the service is gone is another matter. */

@@ -39,12 +39,16 @@ export function installPanels(): Panels {
 export function installMenus(): void {
   for (const menu of document.querySelectorAll<HTMLDetailsElement>("details.menu")) {
     document.addEventListener("pointerdown", ({ target }) => menu.contains(target as Node) || (menu.open = false));
-    menu.addEventListener("click", ({ target }) => (target as Element).closest("button") && (menu.open = false));
+    const close = (): void => {
+      menu.open = false;
+      menu.querySelector("summary")?.focus();
+    };
+    // Before the choice acts: a dialog that it shows gives the focus back to where it was.
+    menu.addEventListener("click", ({ target }) => (target as Element).closest("button") && close(), true);
     menu.addEventListener("keydown", (event) => {
       if (event.key !== "Escape" || !menu.open) return;
       event.stopPropagation();
-      menu.open = false;
-      menu.querySelector("summary")?.focus();
+      close();
     });
   }
   byId("show-help").addEventListener("click", () => byId<HTMLDialogElement>("help").showModal());

@@ -23,6 +23,7 @@ export class Toolbar {
     private readonly pointer: Pointer,
     private readonly prompting: Prompting,
     private readonly overlay: Overlay,
+    private readonly slide: HTMLElement,
     actions: Actions,
   ) {
     for (const tool of TOOLS) byId(`tool-${tool}`).addEventListener("click", () => (pointer.tool.value = tool));
@@ -39,13 +40,21 @@ export class Toolbar {
     press("multimask", this.prompting.multimask.value);
     press("frames", this.overlay.frames.value);
     const { all, selected, canUndo, canRedo } = this.objects;
-    enable("undo", canUndo || this.prompting.asked.value !== null);
-    enable("redo", canRedo);
-    enable("next", selected !== null);
-    enable("delete", selected !== null);
+    const asking = this.prompting.asked.value !== null;
+    this.#enable("undo", canUndo || asking);
+    this.#enable("redo", canRedo);
+    this.#enable("next", selected !== null || asking);
+    this.#enable("delete", selected !== null);
     for (const count of document.querySelectorAll("[data-count]")) count.textContent = String(all.length);
     for (const button of document.querySelectorAll<HTMLButtonElement>("[data-export]")) button.disabled = !all.length;
     this.#hint(selected);
+  }
+
+  /** A button that can do nothing more gives the keyboard back to the slide. */
+  #enable(id: string, enabled: boolean): void {
+    const button = byId<HTMLButtonElement>(id);
+    if (!enabled && button === document.activeElement) this.slide.focus({ preventScroll: true });
+    button.disabled = !enabled;
   }
 
   /** What to do next; while panels are sheets over the slide, also what the selected object is. */
@@ -59,8 +68,6 @@ export class Toolbar {
 }
 
 const press = (id: string, pressed: boolean): void => byId(id).setAttribute("aria-pressed", String(pressed));
-
-const enable = (id: string, enabled: boolean): void => void (byId<HTMLButtonElement>(id).disabled = !enabled);
 
 function hint(tool: Tool, correcting: boolean): string {
   switch (tool) {
