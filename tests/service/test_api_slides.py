@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import hashlib
 import io
+import threading
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -15,7 +19,10 @@ from tiffslide import TiffSlide
 
 from wsisam_service.app import create_app
 from wsisam_service.settings import Settings
+from wsisam_service.slides import pixels
 from wsisam_service.slides.catalogue import Catalogue
+from wsisam_service.slides.lanes import PICTURE_LANE
+from wsisam_service.slides.reader import RgbImage
 
 
 async def test_listing_has_what_a_client_needs_to_find_its_slide(client: httpx.AsyncClient, slides: Path) -> None:
@@ -107,9 +114,48 @@ async def test_no_id_leads_out_of_the_catalogue(client: httpx.AsyncClient, path:
         assert answer.json()["type"] in ("/problems/unknown-slide", "/problems/not-found")
 
 
+async def test_pictures_are_for_the_browsers_own_cache_only(client: httpx.AsyncClient, slide_id: str) -> None:
+    for path in ("", f"/{slide_id}", f"/{slide_id}/thumbnail", f"/{slide_id}/region?x=0&y=0&width=9&height=9"):
+        assert (await client.get(f"/v1/slides{path}")).headers["cache-control"] == "private, no-cache"
+
+
+async def test_a_crowd_of_pictures_holds_up_no_click_and_who_leaves_has_none_drawn(
+    client: httpx.AsyncClient, slide_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, go, begun, drawn = asyncio.get_running_loop(), threading.Event(), asyncio.Event(), list[RgbImage]()
+
+    def draw_slowly(*_: Any, **__: Any) -> RgbImage:
+        loop.call_soon_threadsafe(begun.set)
+        go.wait()
+        drawn.append(np.zeros((8, 8, 3), np.uint8))
+        return drawn[-1]
+
+    monkeypatch.setattr(pixels, "read_region_image", draw_slowly)
+    region = f"/v1/slides/{slide_id}/region?x=0&y=0&width=9&height=9"
+    crowd = [asyncio.create_task(client.get(region)) for _ in range(60)]
+    try:
+        await asyncio.wait_for(begun.wait(), timeout=10)
+        click = client.post(f"/v1/slides/{slide_id}/segment", json={"prompts": [{"box": [100, 100, 200, 200]}]})
+        assert (await asyncio.wait_for(click, timeout=10)).status_code == 200
+    finally:
+        for task in crowd:
+            task.cancel()
+        await asyncio.wait(crowd)
+        go.set()
+    await PICTURE_LANE.run(lambda: None)
+    assert len(drawn) < 16  # one for each thread
+
+
+async def test_a_jpeg_is_as_large_as_a_jpeg_can_be(client: httpx.AsyncClient, slide_id: str) -> None:
+    region = f"/v1/slides/{slide_id}/region?x=0&y=0&width=70000&height=3"
+    assert (await client.get(region)).json()["type"] == "/problems/image-too-large"
+    assert (await client.get(f"{region}&format=png")).status_code == 200
+
+
 async def test_bad_cursor_is_refused(client: httpx.AsyncClient) -> None:
-    answer = await client.get("/v1/slides", params={"cursor": "!!"})
-    assert (answer.status_code, answer.json()["type"]) == (422, "/problems/invalid-request")
+    for cursor in ("!!", base64.urlsafe_b64encode(b"[" * 3000).decode()):
+        answer = await client.get("/v1/slides", params={"cursor": cursor})
+        assert (answer.status_code, answer.json()["type"]) == (422, "/problems/invalid-request")
 
 
 async def test_label_and_macro_pictures_are_part_of_no_slide(shared: Path) -> None:

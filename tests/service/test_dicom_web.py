@@ -434,7 +434,7 @@ def test_a_pacs_that_stumbles_is_asked_again(pacs: PacsServer, tissue: Tissue) -
 
 
 async def test_a_lane_that_is_full_refuses_more_at_once_and_takes_work_again_later() -> None:
-    lane = BoundedLane("test", threads=1, waiting=2, listing=1)
+    lane = BoundedLane("test", threads=1, waiting=2, refusal="Later.")
     gate = threading.Event()
     waiting = [asyncio.create_task(lane.run(gate.wait)) for _ in range(2)]
     await asyncio.sleep(0)
@@ -443,6 +443,33 @@ async def test_a_lane_that_is_full_refuses_more_at_once_and_takes_work_again_lat
     gate.set()
     assert await asyncio.gather(*waiting) == [True, True]
     assert await lane.run(gate.wait)
+
+
+async def test_ids_that_a_silent_pacs_may_have_hold_up_no_file(
+    pacs: PacsServer, tissue: Tissue, released: threading.Event, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a restart, where viewers go on asking for tiles of its slides."""
+    monkeypatch.setattr("wsisam_service.slides.catalogue.LISTING_WAIT_S", 30)
+    write_pyramid(tmp_path / "here.tif", tissue, 0.5)
+    catalogue = Catalogue((str(tmp_path),))
+    here = catalogue.list().slides[0].id
+    pacs.fault = _never_answers
+    settings = Settings(slides=(str(tmp_path), pacs.root), pacs=(access(pacs, read_s=60, total_s=60),))
+    app = create_app(settings, Catalogue(settings.slides, pacs=settings.pacs), NumpyExecutor())
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", timeout=10) as client,
+    ):
+        asked = [f"/v1/slides/{number:020}/thumbnail" for number in range(40)] + ["/v1/slides"] * 10
+        stuck = [asyncio.create_task(client.get(path)) for path in asked]
+        await asyncio.wait(stuck, timeout=0.2)
+        assert (await client.get("/readyz")).status_code == 200
+        assert (await client.post(f"/v1/slides/{here}/segment", json=CLICK)).status_code == 200
+        assert not any(task.done() for task in stuck)
+        for task in stuck:
+            task.cancel()
+        released.set()
+        await asyncio.wait(stuck)
 
 
 def test_an_unknown_id_is_unknown_only_once_every_pacs_has_answered(pacs: PacsServer) -> None:

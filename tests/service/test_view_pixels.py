@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from wsisam_service.errors import ImageTooLarge, InvalidNumber
 from wsisam_service.slides import pixels as pixels_module
 from wsisam_service.slides.opening import open_slide
-from wsisam_service.slides.pixels import read_rectangle, read_region_image, read_view, thumbnail
+from wsisam_service.slides.pixels import Rectangle, read_rectangle, read_region_image, read_view, thumbnail
 from wsisam_service.slides.reader import Level, RgbImage, SlideInfo, SlideReader
 from wsisam_service.views import View, snapped_view
 
@@ -202,6 +202,53 @@ def test_memory_of_a_coarse_view_stays_small() -> None:
         assert tracemalloc.get_traced_memory()[1] < 64 << 20
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("rectangle", "size"),
+    [
+        ((-5.0, 100.0, 300_000_000.0, 1.0), (2_343_750, 1)),
+        ((0.0, 0.0, 12_000.0, 12_000.0), (6_000, 1)),
+        ((0.0, 0.0, 12_000.0, 12_000.0), (1, 6_000)),
+        ((0.0, 0.0, 12_000.0, 12_000.0), (1, 1)),
+        ((1e300, -1e300, 10.0, 10.0), (10, 10)),
+    ],
+)
+def test_memory_of_any_shape_of_picture_stays_small(rectangle: Rectangle, size: tuple[int, int]) -> None:
+    class Grey(SlideReader):
+        info = SlideInfo([Level(12_000, 12_000)])
+
+        def read_region(self, level: int, x: int, y: int, width: int, height: int) -> RgbImage:
+            return np.full((height, width, 3), 128, np.uint8)
+
+    tracemalloc.start()
+    try:
+        picture = read_rectangle(Grey(), rectangle, size)
+        assert tracemalloc.get_traced_memory()[1] < 150 << 20
+    finally:
+        tracemalloc.stop()
+    middle = int(picture[size[1] // 2, min(size[0] // 2, 40), 0])
+    assert abs(middle - (255 if rectangle[0] > 12_000 else 128)) < 40  # white reaches in over the border
+
+
+def test_a_picture_is_the_same_across_its_pieces(tissue: Pixels, monkeypatch: pytest.MonkeyPatch) -> None:
+    slide, rectangle = ArraySlide(tissue, tissue[::4, ::4]), (-20.5, 13.3, 400.0, 301.0)
+    for size in ((730, 555), (100, 75), (31, 27)):
+        whole = read_rectangle(slide, rectangle, size).astype(int)
+        monkeypatch.setattr(pixels_module, "PIECE_PIXELS", 16)
+        assert abs(read_rectangle(slide, rectangle, size) - whole).max() <= 1
+        monkeypatch.undo()
+
+
+def test_what_would_take_the_reading_of_billions_of_pixels_is_refused() -> None:
+    class Flat(SlideReader):
+        info = SlideInfo([Level(100_000, 100_000)])
+
+        def read_region(self, level: int, x: int, y: int, width: int, height: int) -> RgbImage:
+            raise AssertionError
+
+    with pytest.raises(ImageTooLarge):
+        thumbnail(Flat(), 64)
 
 
 def test_region_has_the_size_that_its_mpp_gives(tissue: Pixels) -> None:

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
 from PIL import Image
+from starlette.requests import Request
 from starlette.responses import Response
 
 from wsisam_model.config import model_config
 from wsisam_service.api.bodies import described_problems, json_response
 from wsisam_service.api.deps import Services, ServicesDep
+from wsisam_service.api.middleware import unless_client_gone
 from wsisam_service.api.problems import problem_entry
 from wsisam_service.api.slide_answers import SlideDetailsAnswer, SlidesAnswer
+from wsisam_service.errors import ImageTooLarge
 from wsisam_service.slides import pixels
 from wsisam_service.slides.catalogue import ListedSlide, Slide
 from wsisam_service.slides.items import DicomQuery
+from wsisam_service.slides.lanes import LISTING_LANE, PICTURE_LANE
 from wsisam_service.slides.reader import RgbImage
 from wsisam_service.views import MAX_REQUEST_MPP, MIN_REQUEST_MPP
 
 DEFAULT_PAGE, MAX_PAGE = 100, 1000
 DEFAULT_THUMBNAIL, MAX_THUMBNAIL = 512, 4096
-JPEG_QUALITY = 90
+JPEG_QUALITY, MAX_JPEG_SIDE = 90, 65_500
+PRIVATE = {"cache-control": "private, no-cache"}
+"""Slides are patients' data: for the browser's own cache only, which asks again before it shows anything."""
 
 PictureFormat = Literal["jpeg", "png"]
 Finite = Annotated[float, Query(allow_inf_nan=False)]
@@ -47,13 +53,14 @@ async def list_slides(
 ) -> Response:
     """Slides by name, page by page. Files that look like slides and cannot be served are named under `unreadable`."""
     dicom = DicomQuery(study, series, accession)
-    page = await asyncio.to_thread(services.catalogue.list, q, limit, cursor or None, dicom)
+    page = await LISTING_LANE.run(services.catalogue.list, q, limit, cursor or None, dicom)
     return json_response(
         {
             "slides": [_summary(listed.slide) for listed in page.slides if listed.slide],
             "unreadable": [_unreadable(listed) for listed in page.slides if not listed.slide],
             "next": page.next,
-        }
+        },
+        headers=PRIVATE,
     )
 
 
@@ -75,7 +82,7 @@ async def show_slide(slide_id: str, services: ServicesDep) -> Response:
         "origin_mm": info.origin_mm,
         "warnings": warnings,
     }
-    return json_response(_summary(slide) | details)
+    return json_response(_summary(slide) | details, headers=PRIVATE)
 
 
 @router.get(
@@ -86,6 +93,7 @@ async def show_slide(slide_id: str, services: ServicesDep) -> Response:
 )
 async def show_thumbnail(
     slide_id: str,
+    request: Request,
     services: ServicesDep,
     max_side: Annotated[int, Query(alias="max", ge=1, le=MAX_THUMBNAIL)] = DEFAULT_THUMBNAIL,
 ) -> Response:
@@ -96,7 +104,7 @@ async def show_thumbnail(
     def draw() -> bytes:
         return _encode(pixels.thumbnail(slide, max_side), "jpeg")
 
-    return Response(await slide.lane.run(draw), media_type="image/jpeg")
+    return await _picture(request, slide, draw, "jpeg")
 
 
 @router.get(
@@ -107,6 +115,7 @@ async def show_thumbnail(
 )
 async def show_region(
     slide_id: str,
+    request: Request,
     services: ServicesDep,
     *,
     x: Finite,
@@ -125,7 +134,14 @@ async def show_region(
         rectangle = (x, y, width, height)
         return _encode(pixels.read_region_image(slide, rectangle, slide_mpp=slide_mpp, mpp=mpp), format)
 
-    return Response(await slide.lane.run(draw), media_type=f"image/{format}")
+    return await _picture(request, slide, draw, format)
+
+
+async def _picture(request: Request, slide: Slide, draw: Callable[[], bytes], format: PictureFormat) -> Response:
+    """What `draw` gives, as long as somebody waits for it."""
+    lane = PICTURE_LANE if slide.lane.listing is None else slide.lane  # one that may wait long does so elsewhere
+    content = await unless_client_gone(request, lane.run(draw))
+    return Response(content, headers=PRIVATE, media_type=f"image/{format}")
 
 
 def _default_mpp(services: Services) -> float:
@@ -152,6 +168,8 @@ def _unreadable(listed: ListedSlide) -> dict[str, Any]:
 def _encode(picture: RgbImage, format: PictureFormat) -> bytes:
     buffer = io.BytesIO()
     if format == "jpeg":
+        if max(picture.shape) > MAX_JPEG_SIDE:
+            raise ImageTooLarge(f"A JPEG has at most {MAX_JPEG_SIDE} pixels a side; ask for a PNG or a larger mpp.")
         Image.fromarray(picture).save(buffer, "JPEG", quality=JPEG_QUALITY)
     else:
         Image.fromarray(picture).save(buffer, "PNG", compress_level=1)

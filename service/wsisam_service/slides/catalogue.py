@@ -6,7 +6,6 @@ Everything here may block on a disk or a network: callers on the event loop use 
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import json
 import threading
@@ -20,7 +19,7 @@ from dataclasses import dataclass, field
 from wsisam_service.dicom.pacs_settings import PacsSettings, is_pacs
 from wsisam_service.errors import InvalidRequest, PacsUnavailable, ServiceError, UnknownSlide, UnreadableSlide
 from wsisam_service.slides.items import EVERY_SLIDE, DicomQuery, OpenedSlide, SlideItem, Stamp
-from wsisam_service.slides.lanes import SHARED_LANE, Lane
+from wsisam_service.slides.lanes import LISTING_LANE, SHARED_LANE, Lane
 from wsisam_service.slides.pacs import PacsRoot, pacs_roots
 from wsisam_service.slides.reader import RgbImage, SlideInfo, SlideReader
 from wsisam_service.slides.roots import Root
@@ -162,7 +161,11 @@ class Catalogue:
         return [f"PACS root {number} does not answer" for number, pacs in enumerate(self._pacs, 1) if not pacs.answers]
 
     async def open(self, slide_id: str, roots: AbstractSet[str] | None = None) -> Slide:
-        """As `get`, for the event loop; a slide of a PACS is waited for in that PACS's lane. Also `Overloaded`."""
+        """As `get`, for the event loop; a slide of a PACS is waited for in that PACS's lane, one that nobody knows yet
+        where listings wait. Also `Overloaded`.
+        """
+        if self._entry(slide_id, roots) is None:
+            await LISTING_LANE.run(self._look_for, slide_id, roots)
         entry = self._entry(slide_id, roots)
         return await (SHARED_LANE if entry is None else entry.item.lane).run(self.get, slide_id, roots)
 
@@ -171,14 +174,7 @@ class Catalogue:
         `UnknownSlide`, also after the same time for one in another root, `UnreadableSlide`, `NotBrightfield`, and
         `PacsUnavailable`, also where it may lie in a PACS that has never answered.
         """
-        if self._entry(slide_id, roots) is None:
-            self.rescan()
-        if self._entry(slide_id, roots) is None:
-            self._await_pacs(roots)
-        if self._entry(slide_id, roots) is None:
-            if any(not pacs.listed and (roots is None or pacs.identity in roots) for pacs in self._pacs):
-                raise PacsUnavailable("A PACS that may have this slide has not answered yet.")
-            raise UnknownSlide("There is no slide with this id.")
+        self._look_for(slide_id, roots)
         entry = self._current(slide_id)
         with entry.lock:
             if entry.problem is not None and self._clock() - entry.problem_s < PROBLEM_S:
@@ -266,6 +262,17 @@ class Catalogue:
 
     def _of_root(self, root: Root | PacsRoot) -> dict[str, _Entry]:
         return {slide_id: entry for slide_id, entry in self._entries.items() if entry.item.root is root}
+
+    def _look_for(self, slide_id: str, roots: AbstractSet[str] | None) -> None:
+        """Learn of `slide_id` where nobody knows it yet. Raises `UnknownSlide` and `PacsUnavailable`."""
+        if self._entry(slide_id, roots) is None:
+            self.rescan()
+        if self._entry(slide_id, roots) is None:
+            self._await_pacs(roots)
+        if self._entry(slide_id, roots) is None:
+            if any(not pacs.listed and (roots is None or pacs.identity in roots) for pacs in self._pacs):
+                raise PacsUnavailable("A PACS that may have this slide has not answered yet.")
+            raise UnknownSlide("There is no slide with this id.")
 
     def _await_pacs(self, roots: AbstractSet[str] | None, *, all_: bool = False) -> None:
         """Wait a moment for the listings under way of each PACS that has never been listed, or of all."""
@@ -386,6 +393,6 @@ def _encode_cursor(order: tuple[str, str]) -> str:
 def _decode_cursor(cursor: str) -> tuple[str, str]:
     try:
         name, slide_id = json.loads(base64.urlsafe_b64decode(cursor.encode("ascii")))
-    except (ValueError, TypeError, binascii.Error) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise InvalidRequest("The cursor is not one that this service gave.") from error
     return str(name), str(slide_id)

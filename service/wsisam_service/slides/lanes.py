@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
@@ -31,16 +32,20 @@ class Lane:
 
 
 class BoundedLane(Lane):
-    """A lane with at most `waiting` calls in its threads and before them."""
+    """A lane with at most `waiting` calls in its threads and before them, beyond which `refusal` is told. `listing`
+    threads are for slides that are opened for a listing.
+    """
 
-    def __init__(self, name: str, *, threads: int, waiting: int, listing: int) -> None:
+    def __init__(self, name: str, *, threads: int, waiting: int, refusal: str, listing: int = 0) -> None:
         super().__init__(name, threads=threads)
-        self.listing = ThreadPoolExecutor(listing, thread_name_prefix=f"{name}-listing")
+        if listing:
+            self.listing = ThreadPoolExecutor(listing, thread_name_prefix=f"{name}-listing")
+        self._refusal = refusal
         self._free = waiting
 
     async def run(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         if self._free <= 0:
-            raise Overloaded("Too many requests wait for the PACS.", retry_after_s=2)
+            raise Overloaded(self._refusal, retry_after_s=2)
         self._free -= 1
         try:
             return await super().run(call, *args, **kwargs)
@@ -51,3 +56,14 @@ class BoundedLane(Lane):
 SHARED_LANE = Lane("slides", threads=16)
 """For files, which everybody shares. At most half of its threads read views at any time (`segmenter.CONCURRENT_READS`),
 so that a slide whose views are known opens while a slow disk is waited for."""
+LISTING_LANE = BoundedLane(
+    "listings", threads=8, waiting=256, refusal="Too many requests wait to learn which slides there are."
+)
+"""For what looks through the roots, and waits a moment for a PACS that has not told yet."""
+PICTURE_LANE = BoundedLane(
+    "pictures",
+    threads=max(1, (os.cpu_count() or 1) - 1),
+    waiting=256,
+    refusal="Too many pictures are waiting to be drawn.",
+)
+"""For pictures of files. One core stays free for clicks."""

@@ -54,7 +54,13 @@ class PacsRoot:
     def __init__(self, settings: PacsSettings, clock: Callable[[], float] = time.monotonic) -> None:
         """Raises OSError for a certificate or a password that cannot be read."""
         self.identity = settings.root
-        self.lane = BoundedLane("pacs", threads=LANE_THREADS, waiting=LANE_WAITING, listing=LISTING_THREADS)
+        self.lane = BoundedLane(
+            "pacs",
+            threads=LANE_THREADS,
+            waiting=LANE_WAITING,
+            listing=LISTING_THREADS,
+            refusal="Too many requests wait for the PACS.",
+        )
         self.frame_threads = ThreadPoolExecutor(FRAME_THREADS, thread_name_prefix="pacs-frames")
         self.listed = False
         self.web = DicomWeb(settings)

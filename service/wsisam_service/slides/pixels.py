@@ -25,8 +25,12 @@ KEPT_DETAIL = 2
 """Whole-number reduction leaves at least this many pixels per output pixel to the antialiasing filter."""
 HAMMING_FROM = 1.4
 """Level pixels per output pixel from which the Hamming window replaces bilinear."""
+PIECE_PIXELS = 1024
+"""Side of the pieces of the output that are made one after the other, and"""
 BLOCK_PIXELS = 2048
-"""Side of the blocks in which large areas are read before reduction, so that memory stays bounded."""
+"""side of the blocks in which large areas are read before reduction, so that memory stays bounded."""
+MAX_READ_PIXELS = 2_000_000_000
+"""Most pixels of a level that are read for one picture: a slide of 45,000 pixels a side without smaller levels."""
 
 WHITE = 255
 Rectangle = tuple[float, float, float, float]
@@ -67,23 +71,56 @@ def thumbnail(reader: SlideReader, max_side: int) -> RgbImage:
 def read_rectangle(reader: SlideReader, rectangle: Rectangle, size: tuple[int, int]) -> RgbImage:
     """`rectangle` of level 0 resampled to `size` (width, height): uint8 (height, width, 3).
 
-    Reads the coarsest level that is not coarser than the output. Raises `UnreadableSlide`.
+    Reads the coarsest level that is not coarser than the output, piece by piece of the output. Raises
+    `UnreadableSlide`, and `ImageTooLarge` where too much would have to be read for it.
     """
-    index = _best_level(reader.info.levels, min(rectangle[2] / size[0], rectangle[3] / size[1]))
+    x, y, width, height = rectangle
+    scale_x, scale_y = width / size[0], height / size[1]
+    index = _best_level(reader.info.levels, min(scale_x, scale_y))
+    level = reader.info.levels[index]
+    if _overlap(x, width, reader.width) * _overlap(y, height, reader.height) > MAX_READ_PIXELS * level.downsample**2:
+        raise ImageTooLarge("Too much of the slide would have to be read for this picture; ask for a part of it.")
+    picture = np.full((size[1], size[0], 3), WHITE, np.uint8)
+    for top in range(0, size[1], PIECE_PIXELS):
+        for left in range(0, size[0], PIECE_PIXELS):
+            wide, high = min(PIECE_PIXELS, size[0] - left), min(PIECE_PIXELS, size[1] - top)
+            part = x + left * scale_x, y + top * scale_y, wide * scale_x, high * scale_y
+            # The filter reaches over the part by at most one output pixel, and at least by what interpolation needs.
+            reach_x, reach_y = scale_x + 2 * level.downsample_x, scale_y + 2 * level.downsample_y
+            if not (
+                _overlap(part[0] - reach_x, part[2] + 2 * reach_x, reader.width)
+                and _overlap(part[1] - reach_y, part[3] + 2 * reach_y, reader.height)
+            ):
+                continue  # white
+            picture[top : top + high, left : left + wide] = _read_part(reader, index, part, (wide, high))
+    return picture
+
+
+def _overlap(start: float, length: float, side: int) -> float:
+    """How much of the slide's `side` a stretch covers."""
+    return max(0.0, min(start + length, side) - max(start, 0.0))
+
+
+def _read_part(reader: SlideReader, index: int, rectangle: Rectangle, size: tuple[int, int]) -> RgbImage:
+    """`rectangle` of level 0 resampled to a small `size` (width, height) from the level of `index`."""
     level = reader.info.levels[index]
     x, width = rectangle[0] / level.downsample_x, rectangle[2] / level.downsample_x
     y, height = rectangle[1] / level.downsample_y, rectangle[3] / level.downsample_y
-    reduction = max(1, int(min(width / size[0], height / size[1]) / KEPT_DETAIL))
-    # The filter reaches over the rectangle by at most one output pixel, and at least by what interpolation needs.
+    by_x, by_y = _reduction(width / size[0]), _reduction(height / size[1])
     margin_x, margin_y = math.ceil(width / size[0]) + 1, math.ceil(height / size[1]) + 1
     left, top = math.floor(x) - margin_x, math.floor(y) - margin_y
     shape = (
-        math.ceil((math.ceil(y + height) + margin_y - top) / reduction),
-        math.ceil((math.ceil(x + width) + margin_x - left) / reduction),
+        math.ceil((math.ceil(y + height) + margin_y - top) / by_y),
+        math.ceil((math.ceil(x + width) + margin_x - left) / by_x),
     )
-    pixels = _read_reduced(reader, index, (left, top), shape, reduction)
-    inside = ((x - left) / reduction, (y - top) / reduction, width / reduction, height / reduction)
+    pixels = _read_reduced(reader, index, (left, top), shape, (by_x, by_y))
+    inside = ((x - left) / by_x, (y - top) / by_y, width / by_x, height / by_y)
     return _resample(pixels, inside, size)
+
+
+def _reduction(scale: float) -> int:
+    """By which whole number pixels are averaged before they are resampled, at `scale` level pixels per output pixel."""
+    return min(max(1, int(scale / KEPT_DETAIL)), BLOCK_PIXELS)
 
 
 def _best_level(levels: Sequence[Level], scale: float) -> int:
@@ -92,23 +129,23 @@ def _best_level(levels: Sequence[Level], scale: float) -> int:
 
 
 def _read_reduced(
-    reader: SlideReader, level: int, origin: tuple[int, int], shape: tuple[int, int], reduction: int
+    reader: SlideReader, level: int, origin: tuple[int, int], shape: tuple[int, int], by: tuple[int, int]
 ) -> RgbImage:
-    """Means over squares of `reduction` pixels of `level`, from `origin` (x, y) on: uint8 (*shape, 3)."""
-    (left, top), (rows, columns) = origin, shape
-    if reduction == 1:
+    """Means over `by` (x, y) pixels of `level`, from `origin` (x, y) on: uint8 (*shape, 3)."""
+    (left, top), (rows, columns), (by_x, by_y) = origin, shape, by
+    if by == (1, 1):
         return reader.read_region(level, left, top, columns, rows)
     reduced = np.full((rows, columns, 3), WHITE, np.uint8)
     size = reader.info.levels[level]
-    block = max(1, BLOCK_PIXELS // reduction)
+    block_x, block_y = BLOCK_PIXELS // by_x, BLOCK_PIXELS // by_y
     # Blocks wholly outside the slide stay white without being read.
-    first_column, last_column = max(0, -left // reduction), min(columns, math.ceil((size.width - left) / reduction))
-    first_row, last_row = max(0, -top // reduction), min(rows, math.ceil((size.height - top) / reduction))
-    for row in range(first_row, last_row, block):
-        for column in range(first_column, last_column, block):
-            high, wide = min(block, last_row - row), min(block, last_column - column)
-            x, y = left + column * reduction, top + row * reduction
-            pixels = reader.read_region(level, x, y, wide * reduction, high * reduction)
+    first_column, last_column = max(0, -left // by_x), min(columns, math.ceil((size.width - left) / by_x))
+    first_row, last_row = max(0, -top // by_y), min(rows, math.ceil((size.height - top) / by_y))
+    for row in range(first_row, last_row, block_y):
+        for column in range(first_column, last_column, block_x):
+            high, wide = min(block_y, last_row - row), min(block_x, last_column - column)
+            x, y = left + column * by_x, top + row * by_y
+            pixels = reader.read_region(level, x, y, wide * by_x, high * by_y)
             mean = cv2.resize(pixels, (wide, high), interpolation=cv2.INTER_AREA)
             reduced[row : row + high, column : column + wide] = mean
     return reduced
