@@ -44,12 +44,15 @@ def check_prompt(prompt: Prompt) -> None:
         raise PromptError(f"a prompt has at most {MAX_POINTS} points, with those of the answers that it corrects")
     if any(label not in (0, 1) for label in prompt.labels):
         raise PromptError("a point's label is 1 (object) or 0 (background)")
-    numbers = np.array([*(prompt.box or ()), *(value for point in prompt.points for value in point)])
+    with np.errstate(over="ignore"):
+        numbers = np.array([*(prompt.box or ()), *(value for point in prompt.points for value in point)], np.float32)
     if not np.isfinite(numbers).all():
-        raise PromptError("a prompt's coordinates are finite numbers")
+        raise PromptError("a prompt's coordinates are finite numbers, also in float32")
     for mask in (prompt.mask_hr, prompt.mask_lr):
         if mask is not None and mask.shape != (MASK_SIDE, MASK_SIDE):
             raise PromptError(f"a mask prompt is ({MASK_SIDE}, {MASK_SIDE}) logits, not {mask.shape}")
+        if mask is not None and not np.isfinite(mask).all():
+            raise PromptError("a mask prompt's logits are finite numbers")
 
 
 def branch_prompt(

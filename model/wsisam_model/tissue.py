@@ -7,6 +7,7 @@ those (docs/TRAINING.md has what that gives).
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -31,6 +32,8 @@ USUAL = 0.9
 """The part of a set's own training views whose distance from each other counts as usual."""
 REACH = 1.5
 """A view belongs to a set up to this many times the usual distance (docs/TRAINING.md)."""
+MIN_REACH = 1e-6
+"""The reach of looks that are all alike."""
 
 
 def white_view(config: ModelConfig) -> Pixels:
@@ -62,8 +65,10 @@ def look_of(embedding: Embedding, white: Tensor, config: ModelConfig) -> Tensor 
 
 def looks_of(views: Sequence[Pixels], embed: Callable[[Pixels], Embedding], config: ModelConfig) -> Tensor | None:
     """What a file of adapters keeps of its training views, (n, 2 C), of at most `MAX_VIEWS` of them, evenly chosen.
-    None where they are too few to tell.
+    None where they are too few to tell. A view that shows several objects counts once: the usual distance would be
+    one from itself.
     """
+    views = list({hashlib.sha256(view.tobytes()).digest(): view for view in views}.values())
     chosen = np.linspace(0, len(views) - 1, min(len(views), MAX_VIEWS)).astype(int)
     white = white_cell(embed(white_view(config)))
     looks = [look for index in chosen if (look := look_of(embed(views[index]), white, config)) is not None]
@@ -98,7 +103,7 @@ class _Known:
         self._looks = self._scaled(looks)
         self._others = [self._scaled(other) for other in others]
         between = torch.cdist(self._looks, self._looks).sort(dim=1).values[:, 1 : NEAREST + 1].mean(dim=1)
-        self._reach = REACH * float(between.quantile(USUAL))
+        self._reach = max(MIN_REACH, REACH * float(between.quantile(USUAL)))
 
     def farness(self, look: Tensor) -> float:
         """How far from the set `look` is, as a part of its reach; infinite where another set is nearer."""

@@ -1,5 +1,5 @@
 """`wsisam train` as it is typed, with the real network: few objects change the shipped set a little and leave its
-predicted IoU alone; a set from scratch brings its own.
+predicted IoU alone; a set from scratch brings its own. What their files and `wsisam evaluate` say of it.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor
 
+from wsisam_model.checkpoints import file_sha256, packaged_lite_medsam
 from wsisam_model.registry import SHIPPED_WEIGHTS
 from wsisam_service.cli import main
 
@@ -40,18 +42,17 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("embeddings")
 
 
-def train(annotated: Path, cache: Path, output: Path, start: str) -> dict[str, Tensor]:
-    """The tensors that three steps end in."""
+def train(annotated: Path, cache: Path, output: Path, start: str, *more: str) -> int:
+    """The exit code of three steps."""
     command = ["train", "--data", str(annotated), "--start", start, "--engine", "torch", "--cache", str(cache)]
-    assert main([*command, "--set", "branches=hr", "steps=3", "learning_rate=1e-3", "-o", str(output)]) == 0
-    return load_file(output)
+    return main([*command, "--set", "branches=hr", "steps=3", "learning_rate=1e-3", "-o", str(output), *more])
 
 
 @pytest.fixture(scope="module")
 def ours(annotated: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of adapters that goes on from the shipped ones on the two discs."""
     path = tmp_path_factory.mktemp("adapters") / "ours.safetensors"
-    train(annotated, cache, path, "default")
+    assert train(annotated, cache, path, "default") == 0
     return path
 
 
@@ -65,7 +66,9 @@ def test_few_objects_leave_the_predicted_iou_of_the_set_they_start_from(ours: Pa
 
 
 def test_a_set_from_scratch_brings_its_own_predicted_iou(annotated: Path, cache: Path, tmp_path: Path) -> None:
-    fresh = train(annotated, cache, tmp_path / "fresh.safetensors", "fresh")
+    path = tmp_path / "fresh.safetensors"
+    assert train(annotated, cache, path, "fresh") == 0
+    fresh = load_file(path)
     assert fresh["iou.weight"].shape == (3, 9)
     assert fresh["iou.weight"].abs().sum(dim=1).min() > 0, "boxes, one click and several: each has weights"
 
@@ -82,3 +85,52 @@ def test_a_set_serves_beside_the_shipped_one_on_the_tissue_it_was_trained_on(
         (feature,) = json.loads(capsys.readouterr().out)["features"]
         drawn_by[name] = feature["properties"]["metadata"]["adapters"]
     assert drawn_by == {"like": "ours", "green": "lite_medsam-default"}
+
+
+def test_what_goes_on_from_a_set_says_so_and_has_its_licence(ours: Path, annotated: Path) -> None:
+    shipped = SHIPPED_WEIGHTS / "lite_medsam-default.safetensors"
+    with safe_open(shipped, "pt") as before, safe_open(ours, "pt") as after:
+        old, new = before.metadata(), after.metadata()
+    told = f"{annotated.name}/a; from lite_medsam-default (sha256 {file_sha256(shipped)}): {old['data']}"
+    assert (new["data"], new["licence"]) == (told, old["licence"])
+
+
+def test_a_finished_run_says_so_and_no_other_goes_on_from_it(
+    ours: Path, annotated: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = load_file(ours)
+    assert train(annotated, cache, ours, "default") == 0
+    assert "finished already" in capsys.readouterr().out
+    after = load_file(ours)
+    assert all(tensor.equal(after[name]) for name, tensor in before.items())
+    assert train(annotated, cache, ours, "open") == 2
+    assert "checkpoint.pt was made of other data, start or base weights" in capsys.readouterr().err
+
+
+def test_a_set_is_gone_on_from_on_its_own_base_alone(
+    annotated: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = torch.load(packaged_lite_medsam(), weights_only=True)
+    state["mask_decoder.iou_token.weight"] += 1e-3
+    torch.save(state, tmp_path / "other.pth")
+    flags = ("--weights", str(tmp_path / "other.pth"))
+    assert train(annotated, cache, tmp_path / "x.safetensors", "default", *flags) == 2
+    assert "base_sha256" in capsys.readouterr().err
+
+
+def test_where_everything_is_held_out_there_is_nothing_to_train_on(
+    annotated: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(annotated, cache, tmp_path / "x.safetensors", "default", "--hold-out", annotated.name) == 2
+    assert "nothing is left to train on" in capsys.readouterr().err
+
+
+def test_an_evaluation_says_what_its_adapters_have_seen(
+    ours: Path, annotated: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--hold-out", annotated.name, "--kinds", "tight", "--clicks", "0", "--engine", "torch"]
+    command = ["evaluate", "--data", str(annotated), *flags, "--cache", str(cache), "--adapters", str(ours)]
+    assert main([*command, "-o", str(tmp_path)]) == 0
+    told = f"ours was trained on {annotated.name}/a, as its file says"
+    assert told in capsys.readouterr().err
+    assert told in (tmp_path / "report.md").read_text()

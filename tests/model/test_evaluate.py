@@ -65,6 +65,7 @@ def test_the_boundary_score_forgives_two_pixels_and_no_more() -> None:
 def test_a_border_that_the_view_cuts_is_no_border() -> None:
     assert boundary_f(square(0, 30, 0, 30), square(0, 30, 0, 30)) == 1.0
     assert boundary_f(np.ones((64, 64), bool), np.ones((64, 64), bool)) == 1.0
+    assert boundary_f(np.zeros((64, 64), bool), np.ones((64, 64), bool)) == 0.0
 
 
 def test_patients_make_wider_intervals_than_objects() -> None:
@@ -75,6 +76,12 @@ def test_patients_make_wider_intervals_than_objects() -> None:
     assert by_object.low < 0.7 < by_object.high
     assert (by_patient.low, by_patient.high) == (pytest.approx(0.5), pytest.approx(0.9))
     assert by_object.high - by_object.low < 0.15
+
+
+def test_one_patient_alone_has_no_interval() -> None:
+    told = bootstrap([0.2, 0.9, 0.5], ["a"] * 3)
+    assert told.mean == pytest.approx(1.6 / 3)
+    assert np.isnan([told.low, told.high]).all()
 
 
 def test_spearman_ranks_and_shares_ties() -> None:
@@ -154,15 +161,23 @@ def test_the_report_pairs_variants_by_object(tmp_path: Path) -> None:
     scores = [score("a1", FROZEN, 0.5), score("a1", HR, 0.6), score("b1", FROZEN, 0.9), score("b1", HR, 0.8)]
     clicks = [Clicks("a1", "glas", "a", HR, (0.5, 0.86, 0.91) + (0.91,) * 17)]
     rejected = [("glas/x", "it is black all over")]
-    write_report(Results("lite_medsam", "mine", scores, clicks, rejected, own_adapters=["kidney", "liver"]), tmp_path)
+    own, leaks = ["kidney", "liver"], {"kidney": ["glas/a", "glas/b"]}
+    write_report(Results("lite_medsam", "mine", scores, clicks, rejected, own_adapters=own, leaks=leaks), tmp_path)
     text = (tmp_path / "report.md").read_text()
+    assert "**Not held out**: kidney was trained on glas/a, glas/b, as its file says." in text
+    assert "on the same views" not in text, "clicks may be answered on a wider one"
     assert "| tight | +0.000 [-0.100 to +0.100; -0.100 to +0.100] |" in text
     assert "| HR | 0.500 | 0.860 | 0.910 | 0.910 | 0.910 | 0.910 | 2.0 (0%) | 3.0 (0%) |" in text
     assert (
         "| set | answers | mine | kidney | liver |\n|---|---|---|---|---|\n| glas | 2 | 50.0% | 50.0% | 0.0% |" in text
     )
     assert "glas/x: it is black all over" in text
-    assert json.loads((tmp_path / "scores.json").read_text())["scores"][1]["dice"] == 0.6
+    told = json.loads((tmp_path / "scores.json").read_text())
+    assert told["scores"][1]["dice"] == 0.6
+    assert told["leaks"] == leaks
+    write_report(Results("lite_medsam", "mine", [*scores[:2], replace(scores[1], object_id="a2")]), tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "| tight | 0.500 [one object; one patient] | 0.600 [0.600 to 0.600; one patient] |" in text
 
 
 def disc_logits(x: float, y: float, radius: float, height: float) -> np.ndarray[tuple[int, int, int], Any]:
@@ -267,6 +282,20 @@ def test_a_wrong_lr_view_is_that_of_another_object(count: int) -> None:
     assert [(score.object_id, score.variant, score.dice) for score in wrong] == [
         (sample.object_id, WRONG_LR, 0.0) for sample in samples
     ]
+
+
+def test_an_objects_own_lr_view_is_never_the_wrong_one() -> None:
+    disc = disc_logits(150, 120, 60, 5)
+    answers = Answers(cast("Predictor", KnowsItsContext(disc, disc)), lambda view: cast("Embedding", view))
+    views = [np.full((256, 256, 3), number, np.uint8) for number in range(2)]
+    first, second = (
+        Sample(str(number), "set", "1", view, view, disc[0] > 0, disc[0] > 0, 1.0, 1e4, 0.5, cut=False)
+        for number, view in enumerate(views)
+    )
+    box = Prompt(box=(90.0, 60.0, 210.0, 180.0))
+    three = [Case(sample, kind, box) for sample, kind in ((first, "tight"), (second, "tight"), (first, "box20"))]
+    assert [score.dice for score in score_wrong_lr(answers, three)] == [0.0] * 3
+    assert not list(score_wrong_lr(answers, [three[0], three[2]])), "there is no other object"
 
 
 def test_clicks_needed() -> None:

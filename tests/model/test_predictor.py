@@ -228,9 +228,11 @@ def test_an_embedding_of_another_model_is_refused(predictor: Predictor) -> None:
         Prompt(points=((1.0, 1.0),), labels=(-1,)),
         Prompt(points=((1.0, 1.0),) * (MAX_POINTS + 1), labels=(1,) * (MAX_POINTS + 1)),
         Prompt(box=(0.0, 0.0, float("nan"), 9.0)),
+        Prompt(box=(0.0, 0.0, 1e39, 1e39)),
         Prompt(mask_hr=np.zeros((64, 64), np.float32)),
+        Prompt(mask_hr=np.full((256, 256), np.nan, np.float32)),
     ],
-    ids=["empty", "no label", "label -1", "too many points", "nan", "mask of wrong size"],
+    ids=["empty", "no label", "label -1", "too many points", "nan", "too large", "mask of wrong size", "mask of nan"],
 )
 def test_a_prompt_the_network_cannot_take_is_refused(
     predictor: Predictor, views: tuple[DecoderView, DecoderView], prompt: Prompt

@@ -107,6 +107,24 @@ def test_looks_are_those_of_the_views_that_show_tissue() -> None:
     assert looks_of(views[:5], embed, CONFIG) is None, "two views of tissue are too few to tell"
 
 
+def test_a_view_that_shows_several_objects_counts_once() -> None:
+    views = [np.full((256, 256, 3), grey, np.uint8) for grey in range(5)]
+
+    def embed(view: np.ndarray) -> Embedding:
+        white = view[-1, -1, 0] == 255
+        return embedding_of(torch.full((C, 64, 64), 1.0 if white else 4.0 + int(view[0, 0, 0])))
+
+    looks = looks_of([views[0], *views, views[0].copy(), views[0]], embed, CONFIG)
+    assert looks is not None
+    assert looks[:, 0].tolist() == [4.0, 5.0, 6.0, 7.0, 8.0]
+
+
+def test_looks_that_are_all_alike_know_that_look_and_no_other() -> None:
+    look = torch.ones(2 * C)
+    choose = TissueChoice({"kidney": look.expand(5, -1)})
+    assert (choose(look), choose(look + 0.1)) == ("kidney", None)
+
+
 @pytest.fixture(scope="module")
 def base() -> BaseWeights:
     return load_base_weights(base_weights_path(CONFIG), CONFIG)

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from wsisam_model.adapters import Adapters
+from wsisam_model.adapters import Adapter, Adapters
+from wsisam_model.checkpoints import AdapterWeights
 from wsisam_model.config import model_config
 from wsisam_model.embedding import Embedding
+from wsisam_model.errors import CheckpointError
 from wsisam_model.network import ViewFeatures, WsiSam
 from wsisam_model.point_box import readings, reread, with_point_box
 from wsisam_model.prompt_tensors import branch_prompt
@@ -21,6 +23,7 @@ from wsisam_model.train import draws
 from wsisam_model.train.augment import changed_copies
 from wsisam_model.train.cache import EmbeddingCache, HeldEmbeddings
 from wsisam_model.train.forward import WHOLE, Query, TrainingDecoder, Window
+from wsisam_model.train.provenance import data_text, fingerprint_of, groups_in, licence_text
 from wsisam_model.train.recipe import Recipe
 from wsisam_model.train.samples import Pixels, Sample, held_out_groups
 from wsisam_model.train.start import finished_state, fresh_adapters, part_of_the_way
@@ -56,9 +59,11 @@ def base() -> WsiSam:
     return WsiSam(256).requires_grad_(False).eval()
 
 
-def make_trainer(folder: Path, base: WsiSam, sample: Sample, embedding: Embedding, recipe: Recipe) -> Trainer:
+def make_trainer(
+    folder: Path, base: WsiSam, sample: Sample, embedding: Embedding, recipe: Recipe, *, fingerprint: str = "ab"
+) -> Trainer:
     decoder = TrainingDecoder(base, fresh_adapters(base, CONFIG, seed=recipe.seed), CONFIG)
-    return Trainer(decoder, [sample], lambda view: embedding, recipe, folder)
+    return Trainer(decoder, [sample], lambda view: embedding, recipe, folder, fingerprint=fingerprint)
 
 
 def test_the_training_forward_gives_the_plain_networks_logits(
@@ -135,13 +140,66 @@ def vars_of(row: object) -> list[float]:
     return [getattr(row, name) for name in ("step", "loss", "box_loss", "point_loss", "learning_rate")]
 
 
-def test_a_checkpoint_of_another_recipe_is_not_resumed(
-    tmp_path: Path, base: WsiSam, sample: Sample, embedding: Embedding
+@pytest.mark.parametrize(
+    "another",
+    [(Recipe(steps=5), "ab", "another recipe"), (QUICK, "cd", "other data, start or base weights")],
+    ids=["recipe", "data"],
+)
+def test_a_checkpoint_of_another_training_is_not_resumed(
+    tmp_path: Path, base: WsiSam, sample: Sample, embedding: Embedding, another: tuple[Recipe, str, str]
 ) -> None:
     make_trainer(tmp_path, base, sample, embedding, QUICK).save()
-    other = make_trainer(tmp_path, base, sample, embedding, Recipe(steps=5))
-    with pytest.raises(ValueError, match="another recipe"):
+    recipe, fingerprint, told = another
+    other = make_trainer(tmp_path, base, sample, embedding, recipe, fingerprint=fingerprint)
+    with pytest.raises(ValueError, match=told):
         other.resume()
+
+
+def test_a_fingerprint_tells_apart_what_a_training_is_made_of(sample: Sample) -> None:
+    start = {"hr.a": torch.zeros(2), "hr.b": torch.ones(2)}
+    other = replace(sample, object_id="another")
+    moved, darker = np.roll(sample.mask, 1), sample.hr - 1
+    trainings = [
+        fingerprint_of([sample, other], start, model="m", base_sha256="1"),
+        fingerprint_of([sample], start, model="m", base_sha256="1"),
+        fingerprint_of([sample, replace(other, mask=moved)], start, model="m", base_sha256="1"),
+        fingerprint_of([sample, replace(other, hr=darker)], start, model="m", base_sha256="1"),
+        fingerprint_of([sample, replace(other, group="of another patient")], start, model="m", base_sha256="1"),
+        fingerprint_of([sample, other], {**start, "hr.b": torch.zeros(2)}, model="m", base_sha256="1"),
+        fingerprint_of([sample, other], start, model="m", base_sha256="2"),
+        fingerprint_of([sample, other], start, model="n", base_sha256="1"),
+    ]
+    assert len(set(trainings)) == len(trainings)
+    again = fingerprint_of([replace(sample, hr=sample.hr.copy()), other], start, model="m", base_sha256="1")
+    assert again == trainings[0], "arrays of their own with the same pixels"
+
+
+def test_a_damaged_checkpoint_is_told_by_name(
+    tmp_path: Path, base: WsiSam, sample: Sample, embedding: Embedding
+) -> None:
+    trainer = make_trainer(tmp_path, base, sample, embedding, QUICK)
+    trainer.save()
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt: damaged"):
+        trainer.resume()
+
+
+def test_resuming_writes_the_log_that_a_stop_cut_short(
+    tmp_path: Path, base: WsiSam, sample: Sample, embedding: Embedding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "log.csv"
+    trainer = make_trainer(tmp_path, base, sample, embedding, replace(QUICK, steps=2))
+    trainer.run(until=1)
+    trainer.save()
+    older = log.read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr("csv.DictWriter.writerows", lambda *_: trainer.no_such_thing)
+        with pytest.raises(AttributeError):
+            trainer.run()
+    assert log.read_text() == older, "never half of one"
+    assert make_trainer(tmp_path, base, sample, embedding, replace(QUICK, steps=2)).resume()
+    assert [line.split(",")[0] for line in log.read_text().splitlines()] == ["step", "1", "2"]
 
 
 def test_training_hr_alone_leaves_the_lr_branch_and_the_base_as_they_were(
@@ -195,6 +253,29 @@ def test_views_are_encoded_once(tmp_path: Path, sample: Sample, embedding: Embed
     assert len(calls) == 2
 
 
+@pytest.mark.parametrize("left", [0, 1000])
+def test_a_damaged_embedding_on_disk_is_made_anew(
+    tmp_path: Path, sample: Sample, embedding: Embedding, left: int
+) -> None:
+    cache = EmbeddingCache(tmp_path, "model:1", lambda views: [embedding])
+    cache.fill([sample.hr])
+    path = cache.path(sample.hr)
+    path.write_bytes(path.read_bytes()[:left])
+    torch.testing.assert_close(cache(sample.hr).embedding, embedding.embedding.half())
+    torch.testing.assert_close(Embedding.from_bytes(path.read_bytes()).early, embedding.early.half())
+
+
+def test_a_window_is_found_around_what_no_pixel_of_the_decoder_sees(sample: Sample) -> None:
+    line = np.zeros((1024, 1024), bool)
+    line[400, 200:700] = True
+    assert not draws.low_resolution(line).any()
+    window = window_around(replace(sample, mask=line), np.random.default_rng(0))
+    rows, columns = window.pixels
+    assert rows.start <= 100 < rows.stop
+    assert columns.start <= 50
+    assert columns.stop > 174
+
+
 def test_a_window_holds_the_object(sample: Sample) -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):
@@ -212,6 +293,10 @@ def test_held_out_groups_do_not_move_when_data_are_added() -> None:
     assert held_out_groups(groups, ["set"], 0.0, seed=0) == groups
     with pytest.raises(ValueError, match="nothing is called glas"):
         held_out_groups(groups, ["glas"], 0.0, seed=0)
+
+
+def test_a_set_is_held_out_by_its_name_where_its_patients_have_a_slash_in_theirs() -> None:
+    assert held_out_groups({"glas/a/b", "camelyon/all"}, ["glas"], 0.0, seed=0) == {"glas/a/b"}
 
 
 def test_boxes_are_in_the_index_frame_and_noise_is_bounded() -> None:
@@ -328,6 +413,44 @@ def test_a_recipe_takes_changes_by_name() -> None:
     assert (further.steps, further.branches) == (7, "hr")
     assert further.learning_rate < recipe.learning_rate
     assert further.kept < recipe.kept
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("branches=HR", "branches is one of hr, lr, both, not HR"),
+        ("kept=9", "kept is between 0 and 1, not 9"),
+        ("learning_rate=nan", "learning_rate is between 0 and 1, not nan"),
+        ("steps=-3", "steps is at least 0, not -3"),
+        ("steps=abc", "steps is a whole number, not 'abc'"),
+        ("clip=0", "clip is above 0, not 0"),
+    ],
+)
+def test_a_recipe_names_what_is_not_as_it_should_be(setting: str, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        Recipe.from_settings([setting])
+
+
+@pytest.fixture(scope="module")
+def further() -> AdapterWeights:
+    state = dict(Adapter(8).state_dict())
+    metadata = {"data": "glas/1, glas/10; from first (sha256 12): camelyon/all", "licence": "research"}
+    return AdapterWeights("second", "ab" * 32, metadata, state, state)
+
+
+def test_a_file_says_what_it_went_on_from(further: AdapterWeights) -> None:
+    assert data_text(["set/b", "set/a", "set/b"], None) == "set/a, set/b"
+    told = f"set/a; from second (sha256 {'ab' * 32}): {further.metadata['data']}"
+    assert data_text(["set/a"], further) == told
+    assert [licence_text(given, None) for given in ("CC0-1.0", None)] == ["CC0-1.0", "not stated"]
+    licences = [licence_text(given, further) for given in (None, "research", "CC0-1.0")]
+    assert licences == ["research", "research", "CC0-1.0; from second: research"]
+
+
+def test_groups_are_found_in_what_a_file_says_of_its_data(further: AdapterWeights) -> None:
+    told = data_text(["set/a, the first", "set/b"], further)
+    seen = ["camelyon/all", "glas/1", "glas/10", "set/a, the first", "set/b"]
+    assert groups_in(told, [*seen, "glas/0", "glas/100", "set/a, the", "las/1"]) == seen
 
 
 def test_copies_change_views_and_masks_alike(sample: Sample) -> None:

@@ -133,10 +133,56 @@ def test_clicks_get_a_wider_case_where_their_box_fills_more_than_half_of_the_vie
     assert (True, False) in looks
 
 
+def test_every_object_has_an_id_of_its_own(slides: Path, tmp_path: Path) -> None:
+    names = [None, "PathAnnotationObject", "PathAnnotationObject", None, "3", "PathAnnotationObject-2"]
+    features = [feature([square(200 + 150 * place, 300)], name) for place, name in enumerate(names)]
+    path = tmp_path / "objects.geojson"
+    path.write_text(json.dumps(features))
+    dataset = load([f"{slides / 'tissue.tif'}={path}"] * 2, CONFIG)
+    ids = [item.object_id for tissue in dataset.tissues for item in tissue.image.objects]
+    assert len(set(ids)) == len(ids) == 12
+    first = ("0", "PathAnnotationObject", "PathAnnotationObject-2", "3", "3-2", "PathAnnotationObject-2-2")
+    assert ids[:6] == [f"tissue/{name}" for name in first]
+    assert dataset.limited(5).size == 5
+
+
 def test_limiting_takes_from_every_patient(tmp_path: Path) -> None:
     dataset = load([str(write_set(tmp_path / "discs", patients=3))], CONFIG).limited(5, seed=1)
     assert dataset.size == 5
     assert {tissue.image.group for tissue in dataset.tissues} == {"0", "1", "2"}
+
+
+def square(x: float, y: float, side: float = 100) -> list[list[float]]:
+    return [[x, y], [x + side, y], [x + side, y + side], [x, y + side], [x, y]]
+
+
+def feature(rings: object, name: str | None = "one", kind: str = "Polygon") -> dict[str, object]:
+    return {"type": "Feature", "id": name, "geometry": {"type": kind, "coordinates": rings}, "properties": {}}
+
+
+@pytest.mark.parametrize(
+    ("drawn", "area", "bounds"),
+    [
+        (feature([[*square(100, 100)[:4], [100, 100], [50, 50], [100, 100]]]), 10_000, (100, 100, 200, 200)),
+        (feature([[square(100, 100)], [square(150, 150)]], kind="MultiPolygon"), 17_500, (100, 100, 250, 250)),
+        (feature([[square(100, 100)], [square(300, 100)]], kind="MultiPolygon"), 20_000, (100, 100, 400, 200)),
+    ],
+    ids=["a spike", "two that overlap", "two apart"],
+)
+def test_an_outline_is_what_its_polygons_enclose(
+    tmp_path: Path, drawn: dict[str, object], area: float, bounds: tuple[float, ...]
+) -> None:
+    path = tmp_path / "objects.geojson"
+    path.write_text(json.dumps(drawn))
+    (item,) = read_geojson(tmp_path / "slide.svs", path).objects
+    assert (item.outline.area, item.bounds) == (area, bounds)
+
+
+def test_an_outline_that_encloses_nothing_is_left_out_whatever_its_size(slides: Path, tmp_path: Path) -> None:
+    path = tmp_path / "objects.geojson"
+    path.write_text(json.dumps([feature([]), feature([[[0, 0], [10, 0], [20, 0], [0, 0]]])]))
+    dataset = load([f"{slides / 'tissue.tif'}={path}"], CONFIG, min_area_um2=0)
+    assert [rejection.reason for rejection in dataset.rejections] == ["it encloses nothing"] * 2
 
 
 def reasons(folder: Path) -> list[str]:
@@ -199,7 +245,8 @@ def test_qupath_annotations_are_read_with_holes_and_without_points(tmp_path: Pat
 @pytest.mark.parametrize(
     "content",
     ["", "{", "7", '["a"]', '{"features": 3}', '[{"geometry": {"type": "Polygon"}}]', "\x00"]
-    + [json.dumps({"geometry": {"type": "Polygon", "coordinates": c}}) for c in (3, [[1, 2]], [[[0, 0], [1, 1]]], "x")],
+    + [json.dumps({"geometry": {"type": "Polygon", "coordinates": c}}) for c in (3, [[1, 2]], [[[0, 0], [1, 1]]], "x")]
+    + [json.dumps({"geometry": {"type": "Polygon", "coordinates": [[[0, 0], [1e308, 0], [9, 9], [0, 0]]]}})],
 )
 def test_a_file_that_is_no_geojson_of_areas_is_told_by_name(tmp_path: Path, content: str) -> None:
     path = tmp_path / "objects.geojson"
@@ -212,4 +259,14 @@ def test_a_file_that_is_no_geojson_of_areas_is_told_by_name(tmp_path: Path, cont
 
 def test_a_folder_without_a_description_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match=r"no meta\.json"):
+        load([str(tmp_path)], CONFIG)
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [[], {"microns_per_pixel": 0.5}, {"images": [{"image": "images/a.png"}]}, {"microns_per_pixel": "x", "images": []}],
+)
+def test_a_description_without_what_it_needs_is_told_by_name(tmp_path: Path, meta: object) -> None:
+    (tmp_path / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(InvalidRequest, match=r"meta\.json of .* has not what it needs"):
         load([str(tmp_path)], CONFIG)

@@ -16,7 +16,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean and its percentile bootstrap interval."""
+    """A mean and its percentile bootstrap interval, NaN where it has none."""
 
     mean: float
     low: float
@@ -27,13 +27,16 @@ def bootstrap(values: Sequence[float], groups: Sequence[Hashable] | None = None,
     """The mean of `values` with its 95 % interval.
 
     Without `groups` single values are resampled. With them whole groups are (patients), each with all its values:
-    the honest interval where values of one group resemble each other. NaN in an empty input.
+    the honest interval where values of one group resemble each other. NaN in an empty input; one value or group alone
+    has no interval, since it says nothing of others.
     """
     data = np.asarray(values, np.float64)
     if not data.size:
         return Estimate(float("nan"), float("nan"), float("nan"))
     names = list(range(data.size)) if groups is None else list(groups)
     index = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    if len(index) < 2:
+        return Estimate(float(data.mean()), float("nan"), float("nan"))
     unit = np.array([index[name] for name in names])
     sums, counts = np.bincount(unit, data), np.bincount(unit).astype(np.float64)
     rng = np.random.default_rng(seed)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -30,6 +31,8 @@ class Results:
     """What was left out, and why."""
     own_adapters: Sequence[str] = ()
     """Those beside them that have a tissue of their own."""
+    leaks: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """By name of adapters the groups among those scored that they were trained on, as their files say."""
 
 
 def write_report(results: Results, folder: Path) -> None:
@@ -40,6 +43,7 @@ def write_report(results: Results, folder: Path) -> None:
         "model": results.model,
         "adapters": results.adapters,
         "own_adapters": list(results.own_adapters),
+        "leaks": {name: list(groups) for name, groups in results.leaks.items()},
         "scores": [asdict(score) for score in results.scores],
         "clicks": [asdict(clicks) for clicks in results.clicks],
         "rejected": [{"what": what, "reason": reason} for what, reason in results.rejected],
@@ -57,9 +61,10 @@ def markdown(results: Results) -> str:
         f"# Evaluation of {results.adapters} on {results.model}",
         "",
         f"{len(objects)} objects of {len(groups)} patients or slides; the image's border cuts {len(cut)} of them. "
-        "Dice within the HR view, which is chosen from the prompt alone. Brackets: 95 % bootstrap intervals, first "
-        "over objects, then over patients.",
+        "Dice within the HR view, which is chosen from the prompt alone, or for clicks within that of their second "
+        "look, twice as wide. Brackets: 95 % bootstrap intervals, first over objects, then over patients.",
         "",
+        *_leaks(results.leaks),
         "## Dice by prompt",
         "",
         *_table(scores, lambda score: score.dice),
@@ -68,7 +73,10 @@ def markdown(results: Results) -> str:
         "",
         *_table(scores, lambda score: score.boundary_f),
         "",
-        "## What was gained, on the same views",
+        "## What was gained",
+        "",
+        "Boxes are answered on the same view by all. Clicks need not be: where an answer is of their second look, it "
+        "is compared with the frozen SAM's on the first, as that has no second.",
         "",
         *_gains(results.scores),
         "",
@@ -97,6 +105,15 @@ def markdown(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _leaks(leaks: Mapping[str, Sequence[str]]) -> list[str]:
+    """A paragraph for each set that has seen what it is asked about."""
+    return [
+        line
+        for name, groups in leaks.items()
+        for line in (f"**Not held out**: {name} was trained on {', '.join(groups)}, as its file says.", "")
+    ]
+
+
 def _table(scores: Sequence[Score], value: Callable[[Score], float]) -> list[str]:
     kinds, variants = _ordered(s.kind for s in scores), _ordered(s.variant for s in scores)
     lines = [f"| prompt | {' | '.join(variants)} |", "|---" * (len(variants) + 1) + "|"]
@@ -123,7 +140,8 @@ def _gains(scores: Sequence[Score]) -> list[str]:
                 for score in scores
                 if score.kind == kind and score.variant == better and (score.object_id, kind, worse) in table
             ]
-            cells.append(_both([a.dice - b.dice for a, b in matched], [a for a, _ in matched], signed=True))
+            gains = [a.dice - b.dice for a, b in matched]
+            cells.append(_both(gains, [a for a, _ in matched], signed=True) if matched else "")
         lines.append(f"| {kind} | {' | '.join(cells)} |")
     return lines
 
@@ -187,10 +205,14 @@ def _size_class(score: Score) -> str:
 def _both(values: Sequence[float], scores: Sequence[Score], *, signed: bool = False) -> str:
     by_object = bootstrap(values)
     by_group = bootstrap(values, [(score.dataset, score.group) for score in scores])
-    return f"{_number(by_object.mean, signed)} [{_range(by_object, signed)}; {_range(by_group, signed)}]"
+    ranges = f"{_range(by_object, 'one object', signed)}; {_range(by_group, 'one patient', signed)}"
+    return f"{_number(by_object.mean, signed)} [{ranges}]"
 
 
-def _range(estimate: Estimate, signed: bool) -> str:
+def _range(estimate: Estimate, alone: str, signed: bool) -> str:
+    """The interval, or `alone` where there is none."""
+    if math.isnan(estimate.low):
+        return alone
     return f"{_number(estimate.low, signed)} to {_number(estimate.high, signed)}"
 
 

@@ -130,9 +130,14 @@ def score_cases(answers: Answers, cases: Iterable[Case], variants: Sequence[str]
 
 def score_wrong_lr(answers: Answers, cases: Sequence[Case]) -> Iterator[Score]:
     """HR+LR with another object's LR view in place of the right one, on the view of the right answer: what the LR view
-    is really worth.
+    is really worth. Nothing where there is one object only.
     """
-    for case, other in zip(cases, [*cases[len(cases) // 2 :], *cases[: len(cases) // 2]], strict=True):
+    for number, case in enumerate(cases):
+        start = number + len(cases) // 2
+        others = (cases[(start + step) % len(cases)] for step in range(len(cases)))
+        other = next((one for one in others if one.sample.object_id != case.sample.object_id), None)
+        if other is None:
+            return
         asked, _, _ = answers.answer(case, HR_LR)
         decoded = answers.decode(asked.sample, asked.prompt, WRONG_LR, wrong_lr=other.sample.lr)
         yield _score(asked, WRONG_LR, answers.drawn_by(asked, WRONG_LR), decoded, answers.mask(decoded, asked.sample))

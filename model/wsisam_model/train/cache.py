@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from wsisam_model.embedding import Embedding
+from wsisam_model.errors import CheckpointError
 from wsisam_model.train.samples import Pixels
 
 Encode = Callable[[Sequence[Pixels]], Sequence[Embedding]]
@@ -42,7 +43,9 @@ class EmbeddingCache:
     def __call__(self, view: Pixels) -> Embedding:
         """The embedding of one view, encoded now if need be; float16 on the CPU."""
         path = self.path(view)
-        if not path.exists():
+        try:
+            return Embedding.from_bytes(path.read_bytes())
+        except (FileNotFoundError, CheckpointError):  # not there yet, or damaged
             _write(path, self._encode([view])[0])
         return Embedding.from_bytes(path.read_bytes())
 

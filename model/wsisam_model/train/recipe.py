@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 Branches = Literal["hr", "lr", "both"]
 
 _FURTHER: dict[str, Any] = {"branches": "hr", "steps": 240, "samples_per_step": 4, "learning_rate": 3e-4, "kept": 0.75}
 """What twenty objects are best learned with by adapters that know others already (docs/TRAINING.md)."""
+_KINDS: dict[type, str] = {int: "a whole number", float: "a number"}
+_LEAST = {"steps": 0, "samples_per_step": 1, "prompts_per_sample": 1, "warmup": 0, "seed": 0, "copies": 0}
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Defaults are what docs/TRAINING.md found best. Rates and chances are between 0 and 1."""
+    """Defaults are what docs/TRAINING.md found best. Rates, shares and chances are between 0 and 1; ValueError names
+    what is not as it should be.
+    """
 
     steps: int = 1200
     samples_per_step: int = 2
@@ -58,13 +62,26 @@ class Recipe:
     whole: float = 0.0
     """Share of the samples whose loss is over the whole view instead of a window around the object."""
 
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if name == "branches":
+                right, wanted = value in get_args(Branches), f"one of {', '.join(get_args(Branches))}"
+            elif name in _LEAST:
+                right, wanted = value >= _LEAST[name], f"at least {_LEAST[name]}"
+            elif name == "clip":
+                right, wanted = value > 0, "above 0"
+            else:
+                right, wanted = 0 <= value <= 1, "between 0 and 1"
+            if not right:  # NaN is never right
+                raise ValueError(f"{name} is {wanted}, not {value}")
+
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1)
 
     @classmethod
     def from_settings(cls, settings: list[str], *, further: bool = False) -> Self:
         """The default recipe, or the one to go `further` with from trained adapters on few objects, with `NAME=VALUE`
-        changes. ValueError names a setting that there is not.
+        changes. ValueError names a setting that there is not, or that cannot be what it is set to.
         """
         types = {field.name: type(getattr(cls(), field.name)) for field in fields(cls)}
         changes = {}
@@ -72,5 +89,8 @@ class Recipe:
             name, _, value = setting.partition("=")
             if name not in types:
                 raise ValueError(f"a recipe has no {name!r}; it has {', '.join(types)}")
-            changes[name] = types[name](value)
+            try:
+                changes[name] = types[name](value)
+            except ValueError as error:
+                raise ValueError(f"{name} is {_KINDS[types[name]]}, not {value!r}") from error
         return replace(cls(), **(_FURTHER | changes if further else changes))

@@ -70,13 +70,13 @@ def held_out_groups(groups: Iterable[str], hold_out: Iterable[str], fraction: fl
     hash of their name and `seed`, so that adding data moves no group. ValueError for a name that is not there.
     """
     known, wanted = set(groups), set(hold_out)
-    datasets = {group.rpartition("/")[0] for group in known}
+    datasets = {group.partition("/")[0] for group in known}
     if unknown := wanted - known - datasets:
         raise ValueError(f"nothing is called {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}")
     return {
         group
         for group in known
-        if group in wanted or group.rpartition("/")[0] in wanted or _unit_hash(f"{seed}:{group}") < fraction
+        if group in wanted or group.partition("/")[0] in wanted or _unit_hash(f"{seed}:{group}") < fraction
     }
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,13 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from wsisam_model.embedding import Embedding
+from wsisam_model.errors import CheckpointError
 from wsisam_model.prompt_encoder import GRID
 from wsisam_model.prompts import MASK_SIDE, Prompt
 from wsisam_model.train import draws
 from wsisam_model.train.forward import CELL, WHOLE, Query, TrainingDecoder, Window
 from wsisam_model.train.losses import mask_loss
 from wsisam_model.train.recipe import Recipe
-from wsisam_model.train.samples import Pixels, Sample
+from wsisam_model.train.samples import Mask, Pixels, Sample
 
 Embed = Callable[[Pixels], Embedding]
 """The embedding of a view, from a cache."""
@@ -56,6 +58,8 @@ class _Draft:
     """
 
     sample: Sample
+    truth: Mask
+    """The object in the decoder's pixels, bool (256, 256)."""
     user: Prompt
     query: Query
     window: Window
@@ -68,7 +72,7 @@ class _Draft:
 
 class Trainer:
     """Trains `decoder.adapters` in place on `samples`; `average` is the state to keep. Writes `checkpoint.pt` and
-    `log.csv` into `folder`.
+    `log.csv` into `folder`. `fingerprint` tells this training from others of the same recipe (`provenance`).
     """
 
     def __init__(
@@ -78,11 +82,13 @@ class Trainer:
         embed: Embed,
         recipe: Recipe,
         folder: Path,
+        *,
+        fingerprint: str,
     ) -> None:
         if not samples:
             raise ValueError("there is nothing to train on")
         self.decoder, self.samples, self.recipe, self.folder = decoder, samples, recipe, folder
-        self.embed = embed
+        self.embed, self.fingerprint = embed, fingerprint
         self.weights = _sampling_weights(samples)
         self._known_places: dict[int, draws.Places] = {}
         self.step = 0
@@ -111,6 +117,7 @@ class Trainer:
         state = {
             "step": self.step,
             "recipe": self.recipe.to_json(),
+            "fingerprint": self.fingerprint,
             "adapters": self.decoder.adapters.state_dict(),
             "average": self.average,
             "optimiser": self.optimiser.state_dict(),
@@ -119,25 +126,44 @@ class Trainer:
         partial = self.folder / "checkpoint.part"
         torch.save(state, partial)
         partial.replace(self.folder / "checkpoint.pt")
-        with (self.folder / "log.csv").open("w", newline="") as file:
+        self._write_log()
+
+    def _write_log(self) -> None:
+        partial = self.folder / "log.part"
+        with partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(StepLog.__dataclass_fields__))
             writer.writeheader()
             writer.writerows(asdict(row) for row in self.log)
+        partial.replace(self.folder / "log.csv")
 
     def resume(self) -> bool:
-        """Continue from the folder's checkpoint, if there is one of this very recipe; ValueError for another's."""
+        """Continue from the folder's checkpoint, if there is one of this very training. ValueError for another's,
+        `CheckpointError` for a damaged one.
+        """
         path = self.folder / "checkpoint.pt"
         if not path.is_file():
             return False
-        state = torch.load(path, weights_only=True, map_location=self.decoder.position.device)
-        if state["recipe"] != self.recipe.to_json():
+        state = self._read(path)
+        if state.get("recipe") != self.recipe.to_json():
             raise ValueError(f"{path.name} was made by another recipe; start in another folder")
+        if state.get("fingerprint") != self.fingerprint:
+            raise ValueError(f"{path.name} was made of other data, start or base weights; start in another folder")
         self.decoder.adapters.load_state_dict(state["adapters"])
         self.average = state["average"]
         self.optimiser.load_state_dict(state["optimiser"])
         self.step = state["step"]
         self.log = [StepLog(**row) for row in state["log"]]
+        self._write_log()  # what was stopped between its checkpoint and its log has an older one
         return True
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        try:
+            state = torch.load(path, weights_only=True, map_location=self.decoder.position.device)
+        except Exception as error:  # torch raises a dozen kinds on files that are truncated, foreign or hold code
+            raise CheckpointError(f"{path.name}: damaged; remove it, or start in another folder") from error
+        if not isinstance(state, dict):
+            raise CheckpointError(f"{path.name}: not the checkpoint of a training; start in another folder")
+        return state
 
     def _one_step(self) -> StepLog:
         rng = np.random.default_rng([self.recipe.seed, self.step])
@@ -185,7 +211,7 @@ class Trainer:
         losses: dict[int, Tensor] = {}
         for rows in by_side.values():
             logits = [_part(answers[row].logits, drafts[row].query.window, drafts[row].window) for row in rows]
-            truths = [draws.low_resolution(drafts[row].sample.mask)[drafts[row].window.pixels] for row in rows]
+            truths = [drafts[row].truth[drafts[row].window.pixels] for row in rows]
             truth = torch.from_numpy(np.stack(truths)).to(self.decoder.position)
             losses |= zip(rows, mask_loss(torch.stack(logits), truth), strict=True)
         return torch.stack([losses[row] for row in range(len(drafts))])
@@ -193,6 +219,7 @@ class Trainer:
     def _drafts(self, sample: Sample, rng: np.random.Generator) -> list[_Draft]:
         hr = self.embed(sample.hr)
         lr = None if self.recipe.branches == "hr" else self.embed(sample.lr)
+        truth = draws.low_resolution(sample.mask)
         window = WHOLE if rng.random() < self.recipe.whole else window_around(sample, rng)
         drafts = []
         for _ in range(self.recipe.prompts_per_sample):
@@ -201,7 +228,7 @@ class Trainer:
             decoded = window if self.decoder.position.device.type == "cpu" else WHOLE  # rows of one size are one batch
             shown, weight = self._shown(user, rng), 0.0 if without_hr else 1.0
             query = Query(hr, lr if with_lr else None, shown, decoded, hr_token_weight=weight)
-            drafts.append(_Draft(sample, user, query, window, corrected))
+            drafts.append(_Draft(sample, truth, user, query, window, corrected))
         return drafts
 
     def _branches(self, rng: np.random.Generator) -> tuple[bool, bool]:
@@ -245,7 +272,7 @@ class Trainer:
         earlier = torch.stack([answer.sam for answer in answers]).float().cpu().numpy()
         again = {}
         for draft, mask, sam in zip(wanted, masks, earlier, strict=True):
-            click = draws.next_click(draws.low_resolution(draft.sample.mask), mask)
+            click = draws.next_click(draft.truth, mask)
             if click is None:
                 continue
             (x, y), label = click
@@ -274,7 +301,8 @@ def _part(logits: Tensor, decoded: Window, wanted: Window) -> Tensor:
 
 def window_around(sample: Sample, rng: np.random.Generator) -> Window:
     """A random window that holds the object as far as it fits."""
-    x0, y0, x1, y1 = draws.tight_box(draws.low_resolution(sample.mask))
+    scale = MASK_SIDE / len(sample.mask)  # the decoder's pixels may all miss a thin object, so its own box is taken
+    x0, y0, x1, y1 = ((edge + 0.5) * scale - 0.5 for edge in draws.tight_box(sample.mask))
     side = math.ceil(WINDOW_MARGIN * max(x1 - x0, y1 - y0) / CELL)
     side = min(MAX_WINDOW, max(MIN_WINDOW, side))
 

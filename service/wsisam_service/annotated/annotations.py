@@ -22,6 +22,8 @@ from wsisam_service.views import Box, View
 
 Labels = npt.NDArray[np.uint16]
 """Instance labels (H, W), 0 is background."""
+MAX_COORDINATE = 1e9
+"""No slide has as many pixels along a side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,23 +91,33 @@ def read_source(source: str) -> list[AnnotatedImage]:
 
 
 def read_label_folder(folder: Path) -> list[AnnotatedImage]:
-    """Images with instance label PNGs. The patient, or else the group, or else the whole set is the unit of splits."""
+    """Images with instance label PNGs. The patient, or else the group, or else the whole set is the unit of splits.
+    Raises `InvalidRequest` where `meta.json` or a mask is not as it should be.
+    """
     meta = _read_json(folder / "meta.json")
+    try:
+        mpp = None if meta.get("microns_per_pixel") is None else float(meta["microns_per_pixel"])
+        entries = [
+            (folder / entry["image"], folder / entry["mask"], str(entry.get("patient", entry.get("group", "all"))))
+            for entry in meta["images"]
+        ]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        wanted = "microns_per_pixel and a list of images, each with its image and mask"
+        raise InvalidRequest(f"meta.json of {folder.name} has not what it needs: {wanted}") from error
     images = []
-    for entry in meta["images"]:
-        read = cv2.imread(str(folder / entry["mask"]), cv2.IMREAD_UNCHANGED)
+    for path, mask, group in entries:
+        read = cv2.imread(str(mask), cv2.IMREAD_UNCHANGED)
         if read is None or read.ndim != 2 or read.dtype not in (np.uint8, np.uint16):
-            raise InvalidRequest(f"{entry['mask']} of {folder.name} is not an image of instance labels")
+            raise InvalidRequest(f"{mask.name} of {folder.name} is not an image of instance labels")
         labels = np.asarray(read, np.uint16)
-        name = Path(entry["image"]).stem
         images.append(
             AnnotatedImage(
-                name=name,
+                name=path.stem,
                 dataset=folder.name,
-                group=str(entry.get("patient", entry.get("group", "all"))),
-                path=folder / entry["image"],
-                mpp=meta.get("microns_per_pixel"),
-                objects=tuple(objects_of_labels(labels, f"{folder.name}/{name}")),
+                group=group,
+                path=path,
+                mpp=mpp,
+                objects=tuple(objects_of_labels(labels, f"{folder.name}/{path.stem}")),
                 labels=labels,
             )
         )
@@ -145,7 +157,8 @@ def label_boxes(labels: Labels) -> dict[int, tuple[int, int, int, int]]:
 def read_geojson(slide: Path, annotations: Path) -> AnnotatedImage:
     """A slide with the areas of a QuPath GeoJSON (a FeatureCollection, a list, or one Feature), in level-0 pixels.
 
-    Lines and points are passed over. The slide is its own unit of splits. Raises `InvalidRequest` for any other file.
+    Lines and points are passed over; an area without an id has its number. The slide is its own unit of splits. Raises
+    `InvalidRequest` for any other file.
     """
     document = _read_json(annotations)
     objects = []
@@ -155,11 +168,23 @@ def read_geojson(slide: Path, annotations: Path) -> AnnotatedImage:
             geometry = feature.get("geometry") or {}
             if geometry.get("type") not in ("Polygon", "MultiPolygon"):
                 continue
-            outline = shapely.make_valid(shapely.geometry.shape(geometry))
-            objects.append(AnnotatedObject(f"{slide.stem}/{feature.get('id', number)}", outline, cut=False))
+            outline = _area(shapely.geometry.shape(geometry))
+            name = number if feature.get("id") is None else feature["id"]
+            objects.append(AnnotatedObject(f"{slide.stem}/{name}", outline, cut=False))
     except (AttributeError, KeyError, TypeError, ValueError, shapely.errors.ShapelyError) as error:
         raise InvalidRequest(f"{annotations.name} is no GeoJSON as QuPath exports it") from error
     return AnnotatedImage(slide.stem, slide.stem, slide.stem, slide, None, tuple(objects))
+
+
+def _area(drawn: BaseGeometry) -> BaseGeometry:
+    """What the polygon or polygons `drawn` enclose: without spikes, which are lines, and without a hole where several
+    overlap. ValueError for places that are on no slide.
+    """
+    if any(abs(edge) > MAX_COORDINATE for edge in drawn.bounds):
+        raise ValueError("a coordinate is too large")
+    valid = shapely.make_valid(shapely.get_parts(drawn))
+    parts = shapely.get_parts(shapely.get_parts(valid))  # a collection holds lines and polygons, or several of them
+    return shapely.union_all(parts[shapely.get_dimensions(parts) == 2])
 
 
 def _read_json(path: Path) -> Any:

@@ -178,14 +178,30 @@ class Dataset:
 
 
 def load(sources: Iterable[str], config: ModelConfig, *, min_area_um2: float = MIN_AREA_UM2) -> Dataset:
-    """Open and check the annotated images of `sources` (see `annotations.read_source`)."""
+    """Open and check the annotated images of `sources` (see `annotations.read_source`). Every object has an id of its
+    own: older QuPath gives many the same, and two sources may be of one slide.
+    """
     tissues: list[Tissue] = []
     rejections: list[Rejection] = []
+    seen: dict[str, int] = {}
     for source in sources:
-        opened = [_open(image, rejections) for image in read_source(source)]
+        opened = [_open(_with_own_ids(image, seen), rejections) for image in read_source(source)]
         kept = _aligned([tissue for tissue in opened if tissue is not None], rejections)
         tissues += [_with_objects(tissue, config, min_area_um2, rejections) for tissue in kept]
     return Dataset(tuple(tissues), tuple(rejections), config)
+
+
+def _with_own_ids(image: AnnotatedImage, seen: dict[str, int]) -> AnnotatedImage:
+    """`image` with a number behind each id that is taken. `seen` counts the objects of each id so far."""
+    objects = []
+    for item in image.objects:
+        name = item.object_id
+        while name in seen:
+            seen[item.object_id] += 1
+            name = f"{item.object_id}-{seen[item.object_id]}"
+        seen[name] = 1
+        objects.append(replace(item, object_id=name))
+    return replace(image, objects=tuple(objects))
 
 
 def _open(image: AnnotatedImage, rejections: list[Rejection]) -> Tissue | None:
@@ -242,6 +258,8 @@ def _object_problem(item: AnnotatedObject, slide: Box, mpp: float, config: Model
     area = item.outline.area * mpp**2
     if area < min_area:
         return f"its area of {area:.0f} µm² is under {min_area:.0f}"
+    if item.outline.is_empty:
+        return "it encloses nothing"
     x0, y0, x1, y1 = item.bounds
     if x1 <= slide[0] or y1 <= slide[1] or x0 >= slide[2] or y0 >= slide[3]:
         return "it lies outside the slide"

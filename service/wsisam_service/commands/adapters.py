@@ -68,5 +68,6 @@ def _write(options: argparse.Namespace, adapters: AdapterWeights, base: BaseWeig
         base_sha256=base.sha256,
         data=options.data,
         licence=options.licence,
+        looks=adapters.looks,
     )
     print(f"{'written':<12} {options.output}")

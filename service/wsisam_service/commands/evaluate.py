@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from tqdm import tqdm
@@ -10,7 +11,7 @@ from tqdm import tqdm
 from wsisam_model.config import model_config
 from wsisam_model.train.samples import KINDS, ONE_CLICK
 from wsisam_service.commands.flags import UsageError, add_settings, settings_of
-from wsisam_service.commands.tissue_flags import add_tissue, progress_bar, tissue_of
+from wsisam_service.commands.tissue_flags import add_tissue, progress_bar, tissue_of, whole_number
 
 MODEL_SETTINGS = ("model", "adapters", "own_adapters", "weights", "engine", "precision", "device", "threads")
 
@@ -22,7 +23,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "-o", "--output", type=Path, required=True, metavar="FOLDER", help="report and pictures go there"
     )
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help=", ".join(KINDS))
-    parser.add_argument("--clicks", type=int, default=20, metavar="N", help="objects to click on, 0 for none [20]")
+    parser.add_argument(
+        "--clicks", type=whole_number, default=20, metavar="N", help="objects to click on, 0 for none [20]"
+    )
     parser.add_argument("--finer", action="store_true", help="boxes on views one step finer than the service takes")
     parser.add_argument("--everything", action="store_true", help="score what is not held out as well")
     add_settings(parser, MODEL_SETTINGS)
@@ -35,6 +38,7 @@ def run(options: argparse.Namespace) -> int:
     from wsisam_model.evaluate.scores import FROZEN, HR, VARIANTS, Answers, score_cases, score_clicks, score_wrong_lr
     from wsisam_model.registry import load_model
     from wsisam_model.train.cache import EmbeddingCache
+    from wsisam_model.train.provenance import groups_in
 
     settings = settings_of(options)
     rest, held = tissue_of(options, model_config(settings.model))
@@ -48,6 +52,14 @@ def run(options: argparse.Namespace) -> int:
     model = {name: getattr(settings, name) for name in MODEL_SETTINGS if name != "model"}
     predictor = load_model(settings.model, **model)
     adapters = predictor.adapters
+    groups = {f"{case.sample.dataset}/{case.sample.group}" for case in cases}
+    leaks = {
+        info.name: found
+        for info in (adapters, *predictor.own)
+        if info is not None and (found := groups_in(info.metadata.get("data", ""), groups))
+    }
+    for name, found in leaks.items():
+        print(f"not held out: {name} was trained on {', '.join(found)}, as its file says", file=sys.stderr)
     wide = adapters is not None and adapters.uses_lr
     variants = VARIANTS if wide else (FROZEN, HR) if adapters else (FROZEN,)
     cache = EmbeddingCache(options.cache, predictor.key_prefix, predictor.encode)
@@ -67,6 +79,7 @@ def run(options: argparse.Namespace) -> int:
         scores=scores,
         clicks=clicks,
         own_adapters=[own.name for own in predictor.own],
+        leaks=leaks,
         rejected=[(rejection.what, rejection.reason) for rejection in held.rejections],
     )
     write_report(results, options.output)

@@ -36,10 +36,19 @@ def add_tissue(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--held-fraction", type=float, default=0.0, metavar="PART", help="of the other patients, kept out too [0]"
     )
-    group.add_argument("--max-objects", type=int, metavar="N", help="at most so many of each set, over all patients")
+    group.add_argument(
+        "--max-objects", type=whole_number, metavar="N", help="at most so many of each set, over all patients"
+    )
     group.add_argument("--min-area", type=float, default=MIN_AREA_UM2, metavar="UM2", help=f"[{MIN_AREA_UM2:.0f}]")
-    group.add_argument("--seed", type=int, default=0, help="of splits, prompts and training [0]")
+    group.add_argument("--seed", type=whole_number, default=0, help="of splits, prompts and training [0]")
     group.add_argument("--cache", type=Path, default=CACHE_FOLDER, metavar="FOLDER", help=f"[{CACHE_FOLDER}]")
+
+
+def whole_number(text: str) -> int:
+    """What a flag says where it counts something, 0 or more; argparse tells of anything else."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
+    return int(text)
 
 
 def tissue_of(options: argparse.Namespace, config: ModelConfig) -> tuple[Dataset, Dataset]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from wsisam_model.adapters import Adapters
+    from wsisam_model.checkpoints import AdapterWeights, BaseWeights
+    from wsisam_model.config import ModelConfig
     from wsisam_model.evaluate.scores import Embed
     from wsisam_model.predictor import Predictor
     from wsisam_model.train.recipe import Recipe
@@ -42,7 +44,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help='"fresh"; or what to go on from, for which few objects are enough: "default", "open" (those that ship), '
         "or a file",
     )
-    parser.add_argument("--licence", default="not stated", help="terms for the adapters, which the data decide")
+    parser.add_argument(
+        "--licence",
+        help="terms for the adapters, which the data decide; those of what they go on from stay beside them",
+    )
     parser.add_argument(
         "--set", nargs="*", default=[], metavar="NAME=VALUE", dest="changes", help="changes of the recipe of that start"
     )
@@ -52,11 +57,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(options: argparse.Namespace) -> int:
-    from wsisam_model.checkpoints import load_base_weights, save_adapters
-    from wsisam_model.registry import base_weights_path, load_model
+    from wsisam_model.checkpoints import load_adapters, load_base_weights, save_adapters
+    from wsisam_model.predictor import Predictor
+    from wsisam_model.registry import base_weights_path
     from wsisam_model.tissue import looks_of
     from wsisam_model.train.augment import changed_copies
     from wsisam_model.train.calibration import OBJECTS
+    from wsisam_model.train.provenance import data_text, fingerprint_of, licence_text
     from wsisam_model.train.recipe import Recipe
     from wsisam_model.train.start import finished_state, part_of_the_way
 
@@ -69,21 +76,25 @@ def run(options: argparse.Namespace) -> int:
     dataset, held = tissue_of(options, config)
     samples = list(dataset.samples(seed=options.seed, finer=options.finer))
     print(f"{dataset.size} objects on {len(samples)} views to train on, {held.size} objects held out")
+    if not samples:
+        raise UsageError("nothing is left to train on: all of it is held out, or shows too little in its views")
     views = [sample.hr for sample in samples]
-    samples = changed_copies(samples, recipe.copies, seed=recipe.seed)
-    model = {name: getattr(settings, name) for name in MODEL_SETTINGS if name != "model"}
-    predictor = load_model(settings.model, adapters="none", **model)
-    adapters = _start(options.start, predictor, recipe).to(predictor.device)
-    start = {name: tensor.clone() for name, tensor in adapters.state_dict().items()}
-    trainer = _trainer(options, predictor, adapters, recipe, samples)
-    _train(trainer)
     base = load_base_weights(base_weights_path(config, settings.weights), config)
+    device = {name: getattr(settings, name) for name in ("engine", "precision", "device", "threads")}
+    predictor = Predictor(config, base, **device)
+    further = _further(options.start, config, base)
+    adapters = _start(further, predictor, recipe).to(predictor.device)
+    start = {name: tensor.clone() for name, tensor in adapters.state_dict().items()}
+    fingerprint = fingerprint_of(samples, start, model=settings.model, base_sha256=base.sha256)
+    samples = changed_copies(samples, recipe.copies, seed=recipe.seed)
+    trainer = _trainer(options, predictor, adapters, recipe, samples, fingerprint=fingerprint)
+    _train(trainer)
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    about = {
+    about: dict[str, Any] = {
         "model": settings.model,
         "base_sha256": base.sha256,
-        "data": ", ".join(sorted({tissue.image.group_name for tissue in dataset.tissues})),
-        "licence": options.licence,
+        "data": data_text((tissue.image.group_name for tissue in dataset.tissues), further),
+        "licence": licence_text(options.licence, further),
         "looks": looks_of(views, trainer.embed, config),
     }
     adapters.load_state_dict(part_of_the_way(start, trainer.average, recipe.kept))
@@ -92,7 +103,7 @@ def run(options: argparse.Namespace) -> int:
     if dataset.size < OBJECTS and "iou.weight" in state:
         print(f"the predicted IoU stays as it was: {dataset.size} objects are too few to learn it from")
     else:
-        trained = load_model(settings.model, adapters=options.output, **model)
+        trained = Predictor(config, base, load_adapters(options.output, config, base), **device)
         calibration = _calibration(trained, dataset.limited(OBJECTS, seed=options.seed), trainer.embed, options.seed)
         state |= {f"iou.{name}": tensor for name, tensor in calibration.items()}
         save_adapters(options.output, state, **about)
@@ -100,20 +111,35 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _start(choice: str, predictor: Predictor, recipe: Recipe) -> Adapters:
-    from wsisam_model.registry import load_model
-    from wsisam_model.train.start import fresh_adapters
+def _further(choice: str, config: ModelConfig, base: BaseWeights) -> AdapterWeights | None:
+    """What to go on from, None for a fresh start."""
+    from wsisam_model.registry import choose_adapters
 
     if choice == "fresh":
-        return fresh_adapters(predictor.decoder.network, predictor.config, seed=recipe.seed)
-    trained = load_model(predictor.config.name, adapters=choice, device="cpu").decoder.adapters
+        return None
+    trained = choose_adapters(choice, config, base)
     if trained is None:
         raise UsageError("no adapters are shipped for this model; start fresh")
     return trained
 
 
+def _start(further: AdapterWeights | None, predictor: Predictor, recipe: Recipe) -> Adapters:
+    from wsisam_model.adapters import Adapters
+    from wsisam_model.train.start import fresh_adapters
+
+    if further is None:
+        return fresh_adapters(predictor.decoder.network, predictor.config, seed=recipe.seed)
+    return Adapters.from_state(further.state())
+
+
 def _trainer(
-    options: argparse.Namespace, predictor: Predictor, adapters: Adapters, recipe: Recipe, samples: list[Sample]
+    options: argparse.Namespace,
+    predictor: Predictor,
+    adapters: Adapters,
+    recipe: Recipe,
+    samples: list[Sample],
+    *,
+    fingerprint: str,
 ) -> Trainer:
     from wsisam_model.train.cache import EmbeddingCache, HeldEmbeddings
     from wsisam_model.train.forward import TrainingDecoder
@@ -125,19 +151,20 @@ def _trainer(
         if on_disk
         else HeldEmbeddings(predictor.encode)
     )
-    wide = recipe.branches != "hr"
-    views = [view for sample in samples for view in ((sample.hr, sample.lr) if wide else (sample.hr,))]
-    if recipe.steps:  # else only `shrink` or the predicted IoU is new
-        cache.fill(views, progress_bar("encode"))
     decoder = TrainingDecoder(predictor.decoder.network, adapters, predictor.config).to(predictor.device)
     folder = options.run_folder or options.output.with_suffix(".run")
-    trainer = Trainer(decoder, samples, cache, recipe, folder)
+    trainer = Trainer(decoder, samples, cache, recipe, folder, fingerprint=fingerprint)
     try:
         resumed = trainer.resume()
     except ValueError as error:
         raise UsageError(str(error)) from error
     if resumed:
-        print(f"resuming after step {trainer.step}")
+        done = trainer.step == recipe.steps
+        print("this training is finished already" if done else f"resuming after step {trainer.step}")
+    wide = recipe.branches != "hr"
+    views = [view for sample in samples for view in ((sample.hr, sample.lr) if wide else (sample.hr,))]
+    if trainer.step < recipe.steps:  # else only `shrink` or the predicted IoU is new
+        cache.fill(views, progress_bar("encode"))
     return trainer
 
 
