@@ -96,7 +96,8 @@ class _Http(ThreadingHTTPServer):
 class PacsServer:
     """Serves `datasets`. `fault`, where set, answers in its place; `delay_s` comes before every answer.
 
-    `stars`: whether it knows transfer-syntax=*; `pages`: whether it heeds limit and offset.
+    `stars`: whether it knows transfer-syntax=*; `pages`: whether it heeds limit and offset; `most`: series that it
+    gives at most in one answer; `counts`: whether it tells how many instances a series has.
     """
 
     def __init__(self, *datasets: pydicom.Dataset, port: int = 0, tls: ssl.SSLContext | None = None) -> None:
@@ -104,7 +105,8 @@ class PacsServer:
         self.asked: list[Asked] = []
         self.fault: Callable[[Handler], None] | None = None
         self.delay_s = 0.0
-        self.stars = self.pages = True
+        self.stars = self.pages = self.counts = True
+        self.most = 1000
         handler = type("PacsHandler", (Handler,), {"pacs": self})
         self._http = _Http(("127.0.0.1", port), handler)
         self._scheme = "dicomweb+http"
@@ -153,10 +155,11 @@ class PacsServer:
                 found = series.setdefault(dataset.SeriesInstanceUID, pydicom.Dataset())
                 for name in _SERIES_TAGS:
                     setattr(found, name, dataset.get(name))
-                found.NumberOfSeriesRelatedInstances = (found.get("NumberOfSeriesRelatedInstances") or 0) + 1
+                if self.counts:
+                    found.NumberOfSeriesRelatedInstances = (found.get("NumberOfSeriesRelatedInstances") or 0) + 1
         listed = list(series.values())
         if self.pages:
-            listed = listed[int(query.get("offset", 0)) :][: int(query.get("limit", 1000))]
+            listed = listed[int(query.get("offset", 0)) :][: min(int(query.get("limit", 1000)), self.most)]
         request.answer(200 if listed else 204, json.dumps([one.to_json_dict() for one in listed]).encode())
 
     def _frames(self, request: Handler, names: list[str]) -> None:

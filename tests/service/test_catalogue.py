@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import re
 import shutil
 import threading
@@ -14,10 +16,13 @@ import fsspec
 import numpy as np
 import numpy.typing as npt
 import pytest
+import tifffile
+from dicom_slides import write_slide
+from fsspec.implementations.memory import MemoryFileSystem
 
 from wsisam_service.errors import InvalidRequest, NotBrightfield, UnknownSlide, UnreadableSlide
 from wsisam_service.slides import roots as roots_module
-from wsisam_service.slides.catalogue import PROBLEM_S, RESCAN_S, Catalogue, Slide
+from wsisam_service.slides.catalogue import FRESH_S, PROBLEM_S, RESCAN_S, Catalogue, Slide
 from wsisam_service.slides.opening import open_slide
 from wsisam_service.slides.reader import SlideReader
 
@@ -55,6 +60,20 @@ def test_ids_are_opaque_and_the_same_after_restart_and_on_another_gateway(
     assert only(Catalogue([str(elsewhere)])).id == slide.id
 
 
+def test_names_that_are_not_utf8_are_listed_with_replacement_characters(
+    make_slide: MakeSlide, tissue: npt.NDArray[np.uint8]
+) -> None:
+    path = make_slide()
+    folder = Path(os.fsdecode(os.fsencode(path.parent) + b"/Pr\xfcfung"))
+    write_slide(folder, tissue)
+    (folder / "damaged.dcm").write_bytes(b"x")
+    path.rename(folder / os.fsdecode(b"M\xfcller.tif"))
+    catalogue = Catalogue([str(path.parent)])
+    listed = {entry.name: entry for entry in catalogue.list().slides}
+    assert len(listed) == 3
+    assert catalogue.get(listed["M\N{REPLACEMENT CHARACTER}ller.tif"].id).width == 512
+
+
 def test_same_path_in_two_roots_of_one_name_gives_two_ids(make_slide: MakeSlide, tmp_path: Path) -> None:
     root = make_slide().parent
     shutil.copytree(root, tmp_path / "b" / root.name)
@@ -68,6 +87,11 @@ def test_single_file_is_a_root_with_the_id_that_its_folder_gives_it(make_slide: 
     alone = only(Catalogue([str(path)]))
     assert alone.name == path.name
     assert alone.id in {listed.id for listed in Catalogue([str(path.parent)]).list().slides}
+
+
+def test_single_file_may_be_a_link(make_slide: MakeSlide, tmp_path: Path) -> None:
+    (tmp_path / "nice.tif").symlink_to(make_slide())
+    assert only(Catalogue([str(tmp_path / "nice.tif")])).name == "nice.tif"
 
 
 def test_fingerprint_is_the_one_a_script_can_compute(make_slide: MakeSlide, shared: Path) -> None:
@@ -126,6 +150,20 @@ def test_replaced_file_gets_new_fingerprint_and_pixels_and_the_old_slide_ends(
         old.read_region(0, 0, 0, 8, 8)
 
 
+def test_file_written_over_in_place_is_not_read_under_the_old_fingerprint(
+    make_slide: MakeSlide, tissue: npt.NDArray[np.uint8]
+) -> None:
+    clock = Clock()
+    path, other = make_slide(), make_slide("other/tissue.ome.tif", image=255 - tissue)
+    catalogue = Catalogue([str(path)], clock=clock)
+    old = only(catalogue)
+    path.write_bytes(other.read_bytes())
+    with pytest.raises(UnreadableSlide, match="has been replaced"):
+        old.read_region(0, 0, 0, 8, 8)
+    clock.pass_seconds()
+    assert np.array_equal(catalogue.get(old.id).read_region(0, 0, 0, 512, 512), 255 - tissue)
+
+
 def test_hidden_files_links_out_of_the_root_and_other_files_are_not_listed(
     make_slide: MakeSlide, tmp_path: Path
 ) -> None:
@@ -178,6 +216,26 @@ def test_listing_pages_through_everything_once_in_order_of_names(make_slide: Mak
     assert [name for name, _ in seen] == ["apple.tif", "tissue.ome.tif", "x.tif", "x.tif", "x.tif", "Zoo.tif"]
     assert len({slide_id for _, slide_id in seen}) == 6
     assert [listed.name for listed in catalogue.list(q="ZO").slides] == ["Zoo.tif"]
+
+
+def test_listing_goes_on_while_another_request_finds_a_file_gone(make_slide: MakeSlide) -> None:
+    clock = Clock()
+    gone = make_slide("gone.ome.tif")
+    make_slide("here.ome.tif")
+    catalogue = Catalogue([str(gone.parent)], clock=clock)
+    gone_id = catalogue.list().slides[0].id
+
+    class Roots(set[str]):
+        """A look at it is a moment in the middle of the listing."""
+
+        def __contains__(self, root: object) -> bool:
+            gone.unlink(missing_ok=True)
+            with contextlib.suppress(UnknownSlide):
+                catalogue.get(gone_id)
+            return super().__contains__(root)
+
+    clock.pass_seconds(FRESH_S)
+    assert [listed.name for listed in catalogue.list(roots=Roots(catalogue.root_names)).slides] == ["here.ome.tif"]
 
 
 @pytest.mark.parametrize("cursor", ["nonsense", "ü", "e30=", "WzFd", ""])
@@ -290,6 +348,14 @@ def test_pixel_size_missing_or_absurd_counts_as_the_default_and_warns(make_slide
         assert "pixel size" in warning
 
 
+def test_pixels_that_are_not_square_count_by_their_area_and_warn(tmp_path: Path) -> None:
+    options = {"photometric": "rgb", "resolution": (40_000, 20_000), "resolutionunit": "centimeter"}
+    tifffile.imwrite(tmp_path / "a.tif", np.full((64, 64, 3), 200, np.uint8), **options)
+    mpp, (warning,) = only(Catalogue([str(tmp_path)])).slide_mpp(1.0)
+    assert mpp == pytest.approx((0.25 * 0.5) ** 0.5)
+    assert "100%" in warning
+
+
 def test_url_roots_are_read_through_fsspec(make_slide: MakeSlide, tissue: npt.NDArray[np.uint8]) -> None:
     clock = Clock()
     memory = fsspec.filesystem("memory")
@@ -308,6 +374,28 @@ def test_url_roots_are_read_through_fsspec(make_slide: MakeSlide, tissue: npt.ND
             catalogue.get(slide.id)
     finally:
         memory.rm("/wsisam-test", recursive=True)
+
+
+@pytest.mark.parametrize(("failing", "listed"), [("find", 1), ("info", 1), ("cat_file", 2)])
+def test_failing_url_root_leaves_the_others_listed(
+    make_slide: MakeSlide, monkeypatch: pytest.MonkeyPatch, failing: str, listed: int
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise LookupError("503")  # aiohttp's and botocore's errors are no OSError either
+
+    path = make_slide("here.tif")
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/wsisam-failing/there.tif", path.read_bytes())
+    try:
+        catalogue = Catalogue([str(path.parent), "memory://wsisam-failing"])
+        monkeypatch.setattr(MemoryFileSystem, failing, fail)
+        found = {entry.name: entry.problem for entry in catalogue.list().slides}
+        assert (len(found), found.pop("here.tif")) == (listed, None)
+        assert isinstance(found.get("there.tif"), UnreadableSlide) == (failing == "cat_file")
+        assert catalogue.readable() == (failing != "info")
+    finally:
+        monkeypatch.undo()
+        memory.rm("/wsisam-failing", recursive=True)
 
 
 def test_url_identity_holds_no_credentials() -> None:

@@ -36,6 +36,7 @@ from stand_ins import NumpyExecutor
 
 from wsisam_service.app import create_app
 from wsisam_service.cli import main
+from wsisam_service.dicom import frames
 from wsisam_service.errors import NotBrightfield, ServiceError, UnreadableSlide
 from wsisam_service.settings import Settings
 from wsisam_service.slides import dicom_files
@@ -152,6 +153,25 @@ def test_of_several_focal_planes_the_middle_one_is_shown(odd: Tissue, tmp_path: 
     assert np.array_equal(whole(only(tmp_path)), odd)
 
 
+def test_each_tile_of_a_sparse_image_may_have_a_height_of_its_own(odd: Tissue, tmp_path: Path) -> None:
+    dataset = instance(odd, Series(), Shape(planes=3, sparse=True))
+    of_plane = len(dataset.PerFrameFunctionalGroupsSequence) // 3
+    for number, group in enumerate(dataset.PerFrameFunctionalGroupsSequence):  # as autofocus leaves them
+        group.PlanePositionSlideSequence[0].ZOffsetInSlideCoordinateSystem += 10 * (number % of_plane)
+    save(dataset, tmp_path / "a.dcm")
+    assert np.array_equal(whole(only(tmp_path)), odd)
+
+
+def test_of_focal_planes_in_instances_of_their_own_the_middle_one_is_shown(odd: Tissue, tmp_path: Path) -> None:
+    series = Series()
+    for number, (height, image) in enumerate([(0.0, 255 - odd), (9.5, 255 - odd), (5.0, odd)]):
+        dataset = instance(image, series)
+        dataset.SOPInstanceUID = f"1.2.{number}"
+        dataset.TotalPixelMatrixOriginSequence[0].ZOffsetInSlideCoordinateSystem = height
+        save(dataset, tmp_path / f"{number}.dcm")
+    assert np.array_equal(whole(only(tmp_path)), odd)
+
+
 def test_parts_of_a_concatenation_make_one_level_wherever_their_files_lie(odd: Tissue, tmp_path: Path) -> None:
     paths = write_concatenation(tmp_path / "a", odd, Series(), parts=3)
     (tmp_path / "b").mkdir()
@@ -171,6 +191,53 @@ def test_a_missing_part_of_the_finest_level_is_a_problem_and_of_a_coarser_one_co
     slide = only(tmp_path)
     assert len(slide.info.levels) == 1
     assert np.array_equal(whole(slide), odd)
+
+
+@pytest.mark.parametrize(("missing", "says_total"), [(0, False), (1, False), (2, True)])
+def test_a_missing_part_of_a_sparse_concatenation_is_no_white(
+    odd: Tissue, tmp_path: Path, missing: int, says_total: bool
+) -> None:
+    paths = write_concatenation(tmp_path, odd, Series(), 3, Shape(sparse=True))
+    if not says_total:
+        for path in paths:
+            dataset = pydicom.dcmread(path)
+            del dataset.InConcatenationTotalNumber
+            save(dataset, path)
+    assert np.array_equal(whole(only(tmp_path)), odd)
+    paths[missing].unlink()
+    assert "incomplete" in problem_of(tmp_path).detail
+
+
+@pytest.mark.parametrize("syntax", [UNCOMPRESSED, IMPLICIT])
+def test_a_frame_whose_place_reads_like_the_end_of_the_header_ends_nothing(
+    odd: Tissue, tmp_path: Path, syntax: str
+) -> None:
+    dataset = instance(odd, Series(), Shape(syntax, sparse=True, undefined_lengths=True))
+    dataset.TotalPixelMatrixColumns = dataset.TotalPixelMatrixRows = 1_100_000
+    first, second, *_ = dataset.PerFrameFunctionalGroupsSequence
+    first.PlanePositionSlideSequence[0].ColumnPositionInTotalImagePixelMatrix = 0x00017FE0
+    second.PlanePositionSlideSequence[0].RowPositionInTotalImagePixelMatrix = 0x00107FE0
+    save(dataset, tmp_path / "a.dcm")
+    slide = only(tmp_path)
+    assert np.array_equal(slide.read_region(0, 0x00017FE0 - 1, 0, 128, 128), odd[:128, :128])
+
+
+def test_items_without_end_are_walked_no_further_than_frames_go_and_only_once(
+    odd: Tissue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_slide(tmp_path, odd, shape=Shape(JPEG, offsets="none"), levels=1)
+    path = tmp_path / "0.dcm"
+    data = path.read_bytes()
+    first = data.rindex(b"\xe0\x7f\x10\x00OB\0\0") + 12
+    path.write_bytes(data[:first] + b"\xfe\xff\x00\xe0\0\0\0\0" * 10_000)
+    slide = only(tmp_path)
+    looked: list[int] = []
+    item = frames._item
+    monkeypatch.setattr(frames, "_item", lambda read_at, offset: looked.append(offset) or item(read_at, offset))
+    for _ in range(3):
+        with pytest.raises(UnreadableSlide):
+            slide.read_region(0, 0, 0, 10, 10)
+    assert len(looked) < 32
 
 
 def test_series_are_told_apart_by_their_uids_in_one_folder(odd: Tissue, tmp_path: Path) -> None:
@@ -229,7 +296,7 @@ def test_names_ids_and_what_the_source_shows_hold_nothing_of_the_patient(
     assert main(["info", str(tmp_path / "Planted Patricia")]) == 0
     told = capsys.readouterr().out + repr(slide.info)
     assert "457 x 401 px" in told
-    assert not re.search("Patricia|PID-99|1948|Referrer|CONTAINER", told)
+    assert not re.search("Patricia|PID-99|19480229|Referrer|CONTAINER", told)
 
 
 def test_the_source_gives_full_headers_of_each_served_level(odd: Tissue, tmp_path: Path) -> None:
@@ -241,6 +308,14 @@ def test_the_source_gives_full_headers_of_each_served_level(odd: Tissue, tmp_pat
     headers = source.headers()
     assert [header.TotalPixelMatrixColumns for header in headers] == [457, 228]
     assert all(header.PatientID == "PID-99" and "PixelData" not in header for header in headers)
+
+
+def test_pixels_that_are_not_square_count_with_the_area_that_they_have(odd: Tissue, tmp_path: Path) -> None:
+    dataset = instance(odd, Series())
+    dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing = [0.0009, 0.0004]
+    save(dataset, tmp_path / "a.dcm")
+    info = only(tmp_path).info
+    assert (info.mpp, info.pixel_ratio) == (pytest.approx(0.6), pytest.approx(2.25))
 
 
 def test_fingerprint_is_that_of_the_sorted_instance_uids(odd: Tissue, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import copy
 import io
 import json
 import logging
+import traceback
 import tracemalloc
 import warnings
 from collections.abc import Sequence
@@ -68,6 +69,14 @@ def test_a_segmentation_holds_the_pixels_of_the_outlines_and_no_others(
     found = read_segments(result.content)
     assert np.array_equal(found[..., 0], inside(RING, level) | inside(DISC, level))
     assert np.array_equal(found[..., 1], inside(ISLANDS, level))
+
+
+def test_a_source_of_large_tiles_gets_a_segmentation_in_smaller_ones(headers: list[pydicom.Dataset]) -> None:
+    large = copy.deepcopy(headers[0])
+    large.Rows = large.Columns = 2048
+    result = made([large], level=0)
+    assert pydicom.dcmread(io.BytesIO(result.content)).Rows == 512
+    assert np.array_equal(read_segments(result.content)[..., 0], inside(RING) | inside(DISC))
 
 
 def test_only_tiles_that_hold_something_are_written(headers: list[pydicom.Dataset]) -> None:
@@ -287,6 +296,18 @@ def test_nothing_of_the_patient_reaches_logs_warnings_or_errors(
             made([planted], level=0)
     assert not [str(warning.message) for warning in told if "Muster" in str(warning.message)]
     assert "Muster" not in caplog.text
+
+
+@pytest.mark.parametrize(("keyword", "vr"), [("PatientID", "FD"), ("PatientID", "Pv"), ("TotalPixelMatrixRows", "FD")])
+def test_a_value_that_cannot_be_read_is_a_typed_problem_that_quotes_nothing(
+    headers: list[pydicom.Dataset], keyword: str, vr: str
+) -> None:
+    damaged = copy.deepcopy(headers[0])
+    tag = pydicom.tag.Tag(keyword)
+    damaged[tag] = pydicom.dataelem.RawDataElement(tag, vr, 13, b"Musterfrau-01", 0, False, True)
+    with pytest.raises(UnreadableSlide) as told:
+        made([damaged], level=0)
+    assert "Muster" not in "".join(traceback.format_exception(told.value))
 
 
 FEATURE = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[[0, 0], [9, 0], [9, 9], [0, 0]]]}}

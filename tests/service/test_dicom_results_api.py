@@ -21,6 +21,8 @@ from stand_ins import NumpyExecutor
 
 from wsisam_service.api.results import MAX_RESULT_BODY_BYTES
 from wsisam_service.app import create_app
+from wsisam_service.audit.events import AuditEvent
+from wsisam_service.audit.trail import AuditTrail
 from wsisam_service.errors import PacsUnavailable
 from wsisam_service.settings import Settings
 from wsisam_service.slides.catalogue import Catalogue, Slide
@@ -230,6 +232,17 @@ async def test_a_server_that_cannot_write_dicom_says_so(
     monkeypatch.setitem(sys.modules, "highdicom", None)
     answer = await pacs.post("results", json={"kind": "seg", "geojson": collection(SQUARE)})
     assert type_of(answer) == (501, "not-supported")
+
+
+async def test_the_audit_trail_is_told_what_goes_to_the_pacs_and_what_does_not(
+    pacs: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[AuditEvent] = []
+    monkeypatch.setattr(AuditTrail, "record", lambda _trail, event: told.append(event))
+    for store in (False, True):
+        body = {"kind": "seg", "geojson": collection(SQUARE), "store": store}
+        assert (await pacs.post("results", json=body)).status_code == 200
+    assert [event.transfer for event in told] == [False, True]
 
 
 async def test_trouble_of_the_pacs_is_told(pacs: httpx.AsyncClient, slide: tuple[Catalogue, Slide]) -> None:

@@ -124,6 +124,15 @@ def test_a_slide_of_a_pacs_is_the_slide_of_its_files(
         assert mine.to_json_dict() == theirs.to_json_dict()
 
 
+def test_bare_pixels_that_begin_like_a_jpeg_are_shown(pacs: PacsServer, tissue: Tissue, tmp_path: Path) -> None:
+    image = tissue.copy()
+    image[0, 0] = 255, 216, 230
+    pacs.datasets += pyramid(image, Shape(), levels=1)
+    save(pacs.datasets[0], tmp_path / "a.dcm")
+    for catalogue in (Catalogue([str(tmp_path)]), catalogue_of(pacs)):
+        assert np.array_equal(whole(only(catalogue)), image)
+
+
 def test_parts_of_a_concatenation_come_from_their_instances(pacs: PacsServer, tissue: Tissue, tmp_path: Path) -> None:
     for path in write_concatenation(tmp_path, tissue, Series(), 3, Shape(JPEG)):
         pacs.datasets.append(pydicom.dcmread(path))
@@ -195,6 +204,15 @@ def test_a_long_listing_comes_in_pages(
     assert len(catalogue_of(pacs, max_series=3).list().slides) == 3
 
 
+def test_a_service_that_gives_fewer_series_than_asked_for_is_asked_for_the_rest(
+    pacs: PacsServer, tissue: Tissue
+) -> None:
+    pacs.most = 2
+    pacs.datasets += [one for _ in range(5) for one in pyramid(tissue[:64, :64], levels=1)]
+    assert len(DicomWeb(access(pacs)).search({}, 10)) == 5
+    assert max(int(dict(asked.query)["limit"]) for asked in pacs.asked) <= 100  # beyond which some refuse
+
+
 def test_a_listing_is_narrowed_by_the_settings_filters(pacs: PacsServer, tissue: Tissue) -> None:
     pacs.datasets += pyramid(tissue, series=Series(accession="A"), levels=1)
     pacs.datasets += pyramid(tissue, series=Series(accession="B"), levels=1)
@@ -230,6 +248,31 @@ def test_an_instance_that_joins_a_series_joins_its_slide(pacs: PacsServer, tissu
     wait_until(lambda: len(only(catalogue).info.levels) == 2, "the new level is listed")
     assert only(catalogue).fingerprint != before.fingerprint
     assert only(catalogue).id == before.id
+
+
+def test_an_instance_that_joins_a_series_joins_its_slide_where_nobody_counts_them(
+    pacs: PacsServer, tissue: Tissue
+) -> None:
+    pacs.counts = False
+    series, now = Series(), [0.0]
+    pacs.datasets += pyramid(reduced(tissue, 1), series=series, levels=1)
+    catalogue = Catalogue([pacs.root], pacs=[access(pacs)], clock=lambda: now[0])
+    catalogue._roots[0]._clock = lambda: now[0]  # type: ignore[union-attr]
+    before = only(catalogue)
+    pacs.datasets.append(instance(tissue, series, AS_JPEG, mpp=0.25))
+
+    def is_whole() -> bool:
+        now[0] += 10
+        catalogue.list(dicom=DicomQuery(study=series.study))
+        return only(catalogue).width == tissue.shape[1]
+
+    wait_until(is_whole, "the finest level is there")
+    assert only(catalogue).fingerprint != before.fingerprint
+    opened = only(catalogue)
+    pacs.asked.clear()
+    wait_until(lambda: is_whole() and len(pacs.paths("/series")) >= 50, "there were listings enough")
+    assert only(catalogue) is opened
+    assert len(pacs.paths("/metadata")) < 10  # ever more rarely
 
 
 def _redirects(request: Handler) -> None:
@@ -429,8 +472,21 @@ def test_a_pacs_that_stumbles_is_asked_again(pacs: PacsServer, tissue: Tissue) -
         next(answers)(request)
 
     pacs.fault = stumble
-    assert len(DicomWeb(access(pacs)).search({}, 10)) == 1
+    assert len(DicomWeb(access(pacs)).search({}, 1)) == 1
     assert len(pacs.asked) == 3
+
+
+def test_a_fault_of_the_pacs_itself_is_not_the_slides_and_changes_no_way_of_asking(
+    pacs: PacsServer, tissue: Tissue
+) -> None:
+    pacs.datasets += pyramid(tissue, levels=1)
+    slide = only(catalogue_of(pacs, connections=1))
+    pacs.fault = FAULTS["500"]
+    with pytest.raises(PacsUnavailable):
+        slide.read_region(0, 0, 0, 100, 100)
+    pacs.fault = None
+    slide.read_region(0, 0, 0, 100, 100)
+    assert len({asked.headers["accept"] for asked in pacs.asked if "/frames/" in asked.path}) == 1
 
 
 async def test_a_lane_that_is_full_refuses_more_at_once_and_takes_work_again_later() -> None:
@@ -591,6 +647,30 @@ def test_objects_are_stored_where_their_slide_came_from(pacs: PacsServer, tissue
     pacs.fault = lambda request: request.answer(200, b'{"00081198": {"vr": "SQ", "Value": [{}]}}')
     with pytest.raises(NotSupported):
         source.store([path.read_bytes()])
+
+
+@pytest.mark.parametrize(
+    ("status", "uid", "reason", "stored"),
+    [
+        (202, None, None, True),
+        (409, "1.2.3", 45070, True),
+        (202, "1.2.3", 273, True),
+        (409, "1.2.4", 45070, False),
+        (202, "1.2.3", 272, False),
+        (409, None, None, False),
+    ],
+)
+def test_what_was_stored_with_a_warning_or_before_counts_as_stored(
+    pacs: PacsServer, tissue: Tissue, tmp_path: Path, *, status: int, uid: str, reason: int, stored: bool
+) -> None:
+    dataset = instance(tissue[:64, :64], Series())
+    dataset.SOPInstanceUID = "1.2.3"
+    failed = [{"00081155": {"vr": "UI", "Value": [uid]}, "00081197": {"vr": "US", "Value": [reason]}}] if uid else []
+    body = orjson.dumps({"00081198": {"vr": "SQ", "Value": failed}})
+    pacs.fault = lambda request: request.answer(status, body)
+    content = save(dataset, tmp_path / "object.dcm").read_bytes()
+    with contextlib.nullcontext() if stored else pytest.raises(NotSupported):
+        DicomWeb(access(pacs)).store([content])
 
 
 @pytest.mark.parametrize(

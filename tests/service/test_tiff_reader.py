@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -18,7 +19,7 @@ from tiffslide import TiffSlide
 from wsisam_service.errors import NotBrightfield, ServiceError, UnreadableSlide
 from wsisam_service.slides.opening import open_slide
 from wsisam_service.slides.reader import Level
-from wsisam_service.slides.tiff import TiffReader
+from wsisam_service.slides.tiff import MAX_IMAGES, TiffReader
 from wsisam_service.slides.tiles import TileCache
 
 Pixels = npt.NDArray[np.uint8]
@@ -166,6 +167,13 @@ def test_transparent_pixels_are_white(tmp_path: Path, tissue: Pixels) -> None:
         assert np.array_equal(region[:, 100:], tissue[:, 100:])
 
 
+@pytest.mark.parametrize(("kind", "shown"), [("unspecified", 100), ("assocalpha", 227), ("unassalpha", 177)])
+def test_fourth_channel_is_what_the_file_says(tmp_path: Path, kind: str, shown: int) -> None:
+    pixels = np.full((64, 64, 4), (100, 100, 100, 128), np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extrasamples=[kind])
+    assert (read_all(tmp_path / "a.tif") == shown).all()
+
+
 def test_colour_planes_apart_read_as_rgb(tmp_path: Path, tissue: Pixels) -> None:
     path = tmp_path / "planes.tif"
     planes = {"photometric": "rgb", "planarconfig": "separate", "metadata": {"axes": "CYX"}}
@@ -177,6 +185,93 @@ def test_colour_planes_apart_read_as_rgb(tmp_path: Path, tissue: Pixels) -> None
 def test_striped_tiff_and_its_last_short_strip_read(tmp_path: Path, tissue: Pixels) -> None:
     tifffile.imwrite(tmp_path / "a.tif", tissue[:500], photometric="rgb", rowsperstrip=64)
     assert np.array_equal(open_slide(tmp_path / "a.tif").read_region(0, 0, 0, 512, 500), tissue[:500])
+
+
+def jpeg(image: Pixels) -> bytes:
+    return bytes(imagecodecs.jpeg8_encode(image, colorspace="RGB", outcolorspace="RGB"))
+
+
+def jpeg_2000(image: Pixels) -> bytes:
+    return bytes(imagecodecs.jpeg2k_encode(image, codecformat="j2k", level=0))
+
+
+def jp2(image: Pixels) -> bytes:
+    return bytes(imagecodecs.jpeg2k_encode(image, codecformat="jp2", level=0))
+
+
+def jp2_with_a_small_one_in_another_box(image: Pixels) -> bytes:
+    file, decoy = jp2(image), jpeg_2000(image[:8, :8])
+    return file[:32] + struct.pack(">I4s", 8 + len(decoy), b"uuid") + decoy + file[32:]
+
+
+def lossless_jpeg_after_a_frame_unknown_to_libjpeg(image: Pixels) -> bytes:
+    file = bytes(imagecodecs.jpeg8_encode(image, colorspace="RGB", outcolorspace="RGB", lossless=True))
+    at = file.index(b"\xff\xc3")
+    return file[:at] + bytes.fromhex("ffc5 0011 08 0040 0040 03 011100 021101 031101") + file[at:]
+
+
+def webp(image: Pixels, **options: object) -> bytes:
+    return bytes(imagecodecs.webp_encode(image, **options))
+
+
+TILES: dict[str, tuple[int, Callable[[Pixels], bytes]]] = {
+    "JPEG": (7, jpeg),
+    "JPEG with junk": (7, lambda image: b"\xff\xd8\x00\xff" + jpeg(image)[2:]),
+    "lossless JPEG": (7, lossless_jpeg_after_a_frame_unknown_to_libjpeg),
+    "JPEG 2000": (34712, jpeg_2000),
+    "JP2": (34712, jp2),
+    "JP2 with a decoy": (34712, jp2_with_a_small_one_in_another_box),
+    "Aperio": (33005, jpeg_2000),
+    "PNG": (34933, lambda image: bytes(imagecodecs.png_encode(image))),
+    "WebP": (50001, lambda image: webp(image, level=90, lossless=False)),
+    "lossless WebP": (50001, lambda image: webp(image, lossless=True)),
+    "WebP with alpha": (50001, lambda image: webp(np.dstack([image, image[..., 0]]), level=90, lossless=False)),
+}
+
+
+@pytest.mark.parametrize("kind", TILES)
+def test_tile_that_says_it_is_much_larger_is_refused_before_it_is_decoded(
+    tmp_path: Path, tissue: Pixels, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    compression, encode = TILES[kind]
+    path, samples = tmp_path / "a.tif", 4 if "alpha" in kind else 3
+    options = {"dtype": "uint8", "tile": (256, 256), "photometric": "rgb", "extrasamples": [0] * (samples - 3)}
+
+    def read(image: Pixels) -> Pixels:
+        tifffile.imwrite(path, iter([encode(image)]), shape=(256, 256, samples), compression=compression, **options)
+        return open_slide(path).read_region(0, 0, 0, 256, 256)
+
+    assert np.abs(read(tissue[:256, :256]).astype(int) - tissue[:256, :256]).mean() < 12
+    with pytest.raises(UnreadableSlide) as raised:
+        read(tissue)
+    assert raised.value.__cause__ is None  # and not that what was decoded fitted no tile
+
+
+def test_tiles_of_colour_planes_apart_are_bounded_too(tmp_path: Path, tissue: Pixels) -> None:
+    options = {"shape": (3, 128, 128), "dtype": "uint8", "tile": (128, 128), "metadata": {"axes": "CYX"}}
+    tiles = (jpeg_2000(tissue[..., plane]) for plane in range(3))
+    kind = {"photometric": "rgb", "planarconfig": "separate", "compression": 34712}
+    tifffile.imwrite(tmp_path / "a.tif", tiles, **options, **kind)
+    with pytest.raises(UnreadableSlide) as raised:
+        read_all(tmp_path / "a.tif")
+    assert raised.value.__cause__ is None
+
+
+def test_compression_whose_tiles_do_not_tell_their_size_is_refused(tmp_path: Path, tissue: Pixels) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", tissue, photometric="rgb", tile=(256, 256), compression="jpegxl")
+    with pytest.raises(UnreadableSlide, match="compressed"):
+        open_slide(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("compression", [None, "lzw", "jpeg2000"])
+def test_ycbcr_that_no_codec_converts_comes_out_as_rgb(tmp_path: Path, tissue: Pixels, compression: str | None) -> None:
+    path, ycbcr = tmp_path / "a.tif", np.asarray(Image.fromarray(tissue).convert("YCbCr"))
+    lossless = {"compressionargs": {"mct": False, "reversible": True}} if compression == "jpeg2000" else {}
+    options = {"tile": (256, 256), "photometric": "rgb", "extratags": [(530, 3, 2, (1, 1), True)]}
+    tifffile.imwrite(path, ycbcr, compression=compression, **options, **lossless)
+    with tifffile.TiffFile(path, mode="r+") as tiff:
+        tiff.pages[0].tags["PhotometricInterpretation"].overwrite(6)
+    assert np.abs(read_all(path).astype(int) - tissue).mean() < 2
 
 
 def test_aperio_ycbcr_jpeg2000_comes_out_as_rgb(tmp_path: Path, tissue: Pixels) -> None:
@@ -205,6 +300,28 @@ def test_pixel_size_is_read_from_ome_xml(
     assert open_slide(path).mpp == mpp
 
 
+@pytest.mark.parametrize(
+    ("attributes", "mpp"),
+    [
+        ('PhysicalSizeX="0.5" PhysicalSizeXUnit="&#181;m"', 0.5),
+        ('PhysicalSizeX="0.5" PhysicalSizeXUnit="&#xB5;m"', 0.5),
+        ('PhysicalSizeX="0.5" PhysicalSizeXUnit="\N{GREEK SMALL LETTER MU}m"', 0.5),
+        ("PhysicalSizeX='0.5'", 0.5),
+        ('PhysicalSizeX="0,5"', None),
+        ('PhysicalSizeX="nan" PhysicalSizeY="0.5"', 0.5),
+    ],
+)
+def test_pixel_size_is_read_however_the_xml_is_spelled(tmp_path: Path, attributes: str, mpp: float | None) -> None:
+    path = tmp_path / "a.tif"
+    xml = f"""<?xml version="1.0" encoding="UTF-8"?><!-- OME -->
+        <OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0">
+        <Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" SizeX="64" SizeY="64" SizeC="3" SizeZ="1" SizeT="1"
+        {attributes}><Channel ID="Channel:0:0" SamplesPerPixel="3"/><TiffData IFD="0"/></Pixels></Image></OME>"""
+    image = np.full((64, 64, 3), 200, np.uint8)
+    tifffile.imwrite(path, image, photometric="rgb", description=xml.encode(), metadata=None)
+    assert open_slide(path).mpp == mpp
+
+
 def test_bounds_come_from_the_files_properties(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = shared / "data/slides/cmu-1-small-region.svs"
     real = TiffSlide(path).properties
@@ -229,6 +346,71 @@ def read_all(path: Path) -> Pixels:
     """All pixels of level 0, for files that may break at any step."""
     slide = open_slide(path)
     return slide.read_region(0, 0, 0, slide.width, slide.height)
+
+
+def read_levels(path: Path) -> list[Pixels]:
+    slide = open_slide(path)
+    return [slide.read_region(number, 0, 0, at.width, at.height) for number, at in enumerate(slide.info.levels)]
+
+
+def without_most_tiles(path: Path, tissue: Pixels) -> None:
+    tifffile.imwrite(path, tissue, photometric="rgb", tile=(128, 128))
+    with tifffile.TiffFile(path, mode="r+") as tiff:
+        for name in ("TileOffsets", "TileByteCounts"):
+            tag = tiff.pages[0].tags[name]
+            tag.overwrite(tag.value[:2])
+
+
+def without_rows_in_a_tile(path: Path, tissue: Pixels) -> None:
+    tifffile.imwrite(path, tissue, photometric="rgb", tile=(128, 128), compression="lzw", predictor=True)
+    with tifffile.TiffFile(path, mode="r+") as tiff:
+        tiff.pages[0].tags["TileLength"].overwrite(0)
+        tiff.pages[0].tags["Predictor"].overwrite(99)  # known to nobody, so that nobody looks at the rows
+
+
+def with_a_grey_level(path: Path, tissue: Pixels) -> None:
+    told, tiles = "Aperio Image Library v11\r\n512x512 |AppMag = 20|MPP = 0.5", {"tile": (128, 128), "metadata": None}
+    with tifffile.TiffWriter(path) as tiff:
+        tiff.write(tissue, description=told, photometric="rgb", **tiles)
+        tiff.write(tissue[:100, :100], photometric="rgb", metadata=None)
+        tiff.write(tissue[::2, ::2, 0], description=told[:26], photometric="minisblack", **tiles)
+
+
+@pytest.mark.parametrize("write", [without_most_tiles, without_rows_in_a_tile, with_a_grey_level])
+def test_damaged_layout_is_an_unreadable_slide(
+    tmp_path: Path, tissue: Pixels, write: Callable[[Path, Pixels], None]
+) -> None:
+    write(tmp_path / "a.svs", tissue)
+    with pytest.raises(UnreadableSlide):
+        read_levels(tmp_path / "a.svs")
+
+
+def chain_of_pages(count: int) -> bytes:
+    """A TIFF of `count` pages of nothing, 30 bytes each."""
+    page = struct.pack("<HHHIIHHII", 2, 256, 4, 1, 64, 257, 4, 1, 64)
+    return (
+        b"II*\0"
+        + b"".join(struct.pack("<I", 8 + number * (len(page) + 4)) + page for number in range(count))
+        + bytes(4)
+    )
+
+
+def page_of_pages(path: Path, count: int) -> bytes:
+    """A slide that names itself as `count` more of its images."""
+    image = np.full((64, 64, 3), 200, np.uint8)
+    tifffile.imwrite(path, image, photometric="rgb", extratags=[(65000, 4, count, [8] * count, True)])
+    with tifffile.TiffFile(path) as tiff:
+        at = tiff.pages[0].tags[65000].offset
+    data = path.read_bytes()
+    return data[:at] + struct.pack("<H", 330) + data[at + 2 :]
+
+
+@pytest.mark.parametrize("kind", ["chain", "page"])
+def test_images_in_a_file_are_bounded(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a.tif"
+    path.write_bytes(chain_of_pages(MAX_IMAGES + 1) if kind == "chain" else page_of_pages(path, MAX_IMAGES))
+    with pytest.raises(UnreadableSlide, match="images"):
+        open_slide(path)
 
 
 def test_no_error_but_ours_whatever_byte_is_damaged(make_slide: MakeSlide) -> None:

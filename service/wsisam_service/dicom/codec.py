@@ -22,6 +22,7 @@ TRANSFER_SYNTAXES = {
     "1.2.840.10008.1.2.4.91": "JPEG 2000",
 }
 """What is decoded."""
+_NATIVE = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1"}
 
 RgbTile = npt.NDArray[np.uint8]
 
@@ -40,26 +41,23 @@ def require_known(transfer_syntax: str) -> None:
         raise UnreadableSlide(_UNKNOWN)
 
 
-def codestream_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) as a JPEG, JPEG-LS or JPEG 2000 stream tells them; None for what is neither, or does not tell."""
-    try:
-        if data.startswith(_SOI):
-            return _jpeg_head(data)[1][:2]
-        if data.startswith(_JPEG_2000):
-            right, bottom, left, top = struct.unpack_from(">IIII", data, 8)
-            return right - left, bottom - top
-    except (UnreadableSlide, struct.error):
-        pass
-    return None
+def is_compressed(transfer_syntax: str) -> bool:
+    """Whether frames of this transfer syntax, one that is decoded, are codestreams and no bare pixels."""
+    return transfer_syntax not in _NATIVE
 
 
-def decode_frame(data: bytes, tile: tuple[int, int], photometric: str, *, planar: bool = False) -> RgbTile:
+def decode_frame(
+    data: bytes, tile: tuple[int, int], photometric: str, *, compressed: bool, planar: bool = False
+) -> RgbTile:
     """One frame of size `tile` (width, height): uint8 (height, width, 3). Raises `UnreadableSlide`.
 
-    `photometric` is DICOM's; `planar`: not compressed, one colour plane after the other.
+    `photometric` is DICOM's; `compressed`: its transfer syntax says so, False also where nobody tells that; `planar`:
+    not compressed, one colour plane after the other.
     """
     try:
-        if data.startswith(_SOI):
+        if not compressed and _is_plain(data, tile):  # bare pixels may begin like a codestream
+            pixels = _plain(data, tile, photometric, planar=planar)
+        elif data.startswith(_SOI):
             pixels = _jpeg(data, tile, photometric)
         elif data.startswith(_JPEG_2000):
             pixels = _jpeg_2000(data, tile, photometric)
@@ -115,12 +113,17 @@ def _jpeg_2000(data: bytes, tile: tuple[int, int], photometric: str) -> RgbTile:
     return _rgb(np.asarray(imagecodecs.jpeg2k_decode(data)), photometric)
 
 
+def _is_plain(data: bytes, tile: tuple[int, int]) -> bool:
+    """Whether `data` has the length of bare pixels, which may be padded to an even one."""
+    length = tile[0] * tile[1] * 3
+    return length <= len(data) <= length + 1
+
+
 def _plain(data: bytes, tile: tuple[int, int], photometric: str, *, planar: bool) -> RgbTile:
-    width, height = tile
-    length = width * height * 3
-    if not length <= len(data) <= length + 1:  # padded to an even length
+    if not _is_plain(data, tile):
         raise UnreadableSlide(_DAMAGED)
-    pixels = np.frombuffer(data, np.uint8, length)
+    width, height = tile
+    pixels = np.frombuffer(data, np.uint8, width * height * 3)
     pixels = pixels.reshape(3, height, width).transpose(1, 2, 0) if planar else pixels.reshape(height, width, 3)
     return _rgb(pixels, photometric)
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from wsisam_service.errors import NotSupported, UnreadableSlide
+from wsisam_service.errors import NotSupported, ServiceError, UnreadableSlide
 
 if TYPE_CHECKING:
     import pydicom
@@ -90,7 +90,7 @@ def _decode_names(_dataset: pydicom.Dataset, element: pydicom.DataElement) -> No
 def quietly() -> Iterator[None]:
     """Nothing that pydicom or highdicom complains of reaches a log: their words quote a patient's data.
 
-    Raises `UnreadableSlide` for what they refuse.
+    Raises `UnreadableSlide` for whatever they refuse, without their own error: that quotes values, too.
     """
     for name in ("pydicom", "highdicom"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -98,7 +98,9 @@ def quietly() -> Iterator[None]:
         warnings.simplefilter("ignore")
         try:
             yield
-        except (ValueError, TypeError, AttributeError, KeyError):
+        except ServiceError:
+            raise
+        except Exception:  # a damaged value raises on first sight, in many ways
             raise UnreadableSlide("no object can be derived from the slide's DICOM headers") from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ from wsisam_service.dicom.header import BROKEN, damage_is_a_problem, transfer_sy
 from wsisam_service.errors import UnreadableSlide
 
 MAX_FRAME_BYTES = 64 << 20
+MAX_FRAGMENTS = 1 << 16
+"""Items that one frame is divided into."""
 _PIXEL_DATA = b"\xe0\x7f\x10\x00"
 _ITEM, _SEQUENCE_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 _ITEM_HEADER = 8
@@ -91,12 +94,12 @@ class PixelData:
             return offsets + first, offsets + first + _ITEM_HEADER + lengths + lengths % 2
         if basic[1] == 4 * self.count:
             starts = np.frombuffer(read_at(*basic), "<u4").astype(np.int64) + first
-            return starts, np.append(starts[1:], _walk(read_at, int(starts[-1]))[-1][1:])
-        items = _walk(read_at, first)
+            return starts, np.append(starts[1:], _walk(read_at, int(starts[-1]), MAX_FRAGMENTS)[-1:])
         if self.count == 1:
-            items = [(items[0][0], items[-1][1])]
-        starts, ends = np.array(items, np.int64).reshape(-1, 2).T
-        return starts, ends
+            borders = _walk(read_at, first, MAX_FRAGMENTS)[[0, -1]]
+        else:
+            borders = _walk(read_at, first, self.count)
+        return borders[:-1], borders[1:]
 
 
 def _item(read_at: ReadAt, offset: int) -> tuple[tuple[int, int], int]:
@@ -110,17 +113,18 @@ def _item(read_at: ReadAt, offset: int) -> tuple[tuple[int, int], int]:
     return (offset + _ITEM_HEADER, length), offset + _ITEM_HEADER + length
 
 
-def _walk(read_at: ReadAt, offset: int) -> list[tuple[int, int]]:
-    """(start, end) of every item with its head, at least one, up to the end of the sequence or of the file.
+def _walk(read_at: ReadAt, offset: int, at_most: int) -> _Offsets:
+    """Where every item begins, at least one, up to the end of the sequence or of the file, and where the last one ends.
 
-    Raises `UnreadableSlide`.
+    Raises `UnreadableSlide`, also where there are more than `at_most` items.
     """
-    items: list[tuple[int, int]] = []
-    while ((head := read_at(offset, 4)) and head != _SEQUENCE_END) or not items:
-        _, end = _item(read_at, offset)
-        items.append((offset, end))
-        offset = end
-    return items
+    borders = array("q", [offset])
+    while ((head := read_at(offset, 4)) and head != _SEQUENCE_END) or len(borders) == 1:
+        if len(borders) > at_most:
+            raise UnreadableSlide(BROKEN)
+        _, offset = _item(read_at, offset)
+        borders.append(offset)
+    return np.frombuffer(borders, np.int64)
 
 
 def _payload(items: bytes) -> bytes:

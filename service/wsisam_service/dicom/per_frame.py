@@ -22,8 +22,13 @@ NO_PLACES = "The DICOM header does not say where the frames lie."
 _TAG = struct.pack("<HH", PER_FRAME_GROUPS >> 16, PER_FRAME_GROUPS & 0xFFFF)
 _UNDEFINED = 0xFFFFFFFF
 _CHUNK = 1 << 20
-_END = re.compile(rb"\xe0\x7f[\x01\x10]\x00")
-"""Tag of the first element of the pixel data's group."""
+_LONGEST_END = 12
+_END = {
+    False: re.compile(rb"()\xe0\x7f(?:\x01\x00OV|\x10\x00O[BW])\0\0"),
+    True: re.compile(rb"\xfe\xff\xdd\xe0\0\0\0\0()\xe0\x7f\x10\x00"),
+}
+"""The first element of the pixel data's group, by whether types are implicit: a tag alone may also be a frame's column
+or row. Its type follows it, or else the end of the sequence comes before it. The group is where it begins."""
 _COLUMN, _ROW = (
     re.compile(rb"\x48\x00" + element + rb"\x02(?:SL\x04\x00|\x04\x00\x00\x00)(.{4})", re.DOTALL)
     for element in (rb"\x1e", rb"\x1f")
@@ -45,11 +50,11 @@ def take_per_frame_groups(file: IO[bytes], *, implicit: bool) -> bytes | None:
         return file.read(length)
     groups = bytearray()
     while chunk := file.read(_CHUNK):
-        searched = max(0, len(groups) - len(_TAG) + 1)
+        searched = max(0, len(groups) - _LONGEST_END + 1)
         groups += chunk
-        if end := _END.search(groups, searched):
-            file.seek(start + len(head) + end.start())
-            return bytes(groups[: end.start()])
+        if end := _END[implicit].search(groups, searched):
+            file.seek(start + len(head) + end.start(1))
+            return bytes(groups[: end.start(1)])
     raise UnreadableSlide("The DICOM file has no pixel data.")
 
 

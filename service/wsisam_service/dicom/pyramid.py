@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wsisam_service.dicom.image import MAX_MATRIX_SIDE, Positions, SlideImage, tiles_in
+from wsisam_service.dicom.image import MAX_MATRIX_SIDE, Heights, Part, Positions, SlideImage, tiles_in
 from wsisam_service.errors import UnreadableSlide
 
 ASPECT_TOLERANCE = 0.02
@@ -63,17 +63,47 @@ def build_pyramid(images: Sequence[SlideImage]) -> list[DicomLevel]:
 
 
 def _level(matrix: tuple[int, int], downsample: tuple[float, float], images: list[SlideImage]) -> DicomLevel | None:
-    """Tiles of all instances of one size: parts of a concatenation, or the same again, of which the first counts."""
-    images = sorted(images, key=lambda image: (image.part, image.sop_uid))
+    """Tiles of all instances of one size: parts of a concatenation, focal planes, or the same again."""
+    images = sorted(images, key=lambda image: (image.part.number if image.part else 0, image.sop_uid))
     tile, origin = images[0].tile, images[0].origin_mm
     images = [image for image in images if (image.tile, image.origin_mm) == (tile, origin)]
-    x, y, frame = (np.concatenate([getattr(image, name) for image in images]) for name in ("x", "y", "frames"))
-    number = np.repeat(np.arange(len(images)), [len(image.frames) for image in images])
-    _, first = np.unique(y * MAX_MATRIX_SIDE + x, return_index=True)
-    first.sort()
-    if images[0].every_tile and len(first) < tiles_in(matrix, tile):
+    if _lacks_a_part([(image.part, image.count) for image in images if image.part is not None]):
         return None
-    return DicomLevel(matrix, tile, downsample, images, x[first], y[first], number[first], frame[first])
+    x, y, z = (np.concatenate([getattr(image, name) for image in images]) for name in ("x", "y", "z"))
+    number = np.repeat(np.arange(len(images)), [len(image.x) for image in images])
+    frame = np.concatenate([np.arange(len(image.x)) for image in images])
+    shown = _middle_plane(y * MAX_MATRIX_SIDE + x, z)
+    if images[0].every_tile and len(shown) < tiles_in(matrix, tile):
+        return None
+    return DicomLevel(matrix, tile, downsample, images, x[shown], y[shown], number[shown], frame[shown])
+
+
+def _middle_plane(place: Positions, z: Heights) -> Positions:
+    """Of the frames at each place the one at the middle height; the first, where several are at the same."""
+    order = np.lexsort((z, place))  # which leaves those of the same height in their order
+    place, z = place[order], z[order]
+    new = np.append(True, (np.diff(place) != 0) | (np.diff(z) != 0))[: len(order)]
+    order, place = order[new], place[new]
+    _, start, planes = np.unique(place, return_index=True, return_counts=True)
+    return np.sort(order[start + planes // 2])
+
+
+def _lacks_a_part(parts: Sequence[tuple[Part, int]]) -> bool:
+    """Whether a part of one of the concatenations among `parts`, each with its number of frames, is not there."""
+    concatenations: dict[str, list[tuple[Part, int]]] = defaultdict(list)
+    for part, count in parts:
+        concatenations[part.concatenation].append((part, count))
+    return not all(map(_is_whole, concatenations.values()))
+
+
+def _is_whole(parts: Sequence[tuple[Part, int]]) -> bool:
+    """Whether the parts of one concatenation are as many as they say, with no frame missing between them."""
+    reached = 0
+    for part, count in sorted(parts, key=lambda one: one[0].first):
+        if part.first > reached:
+            return False
+        reached = max(reached, part.first + count)
+    return len({part.number for part, _ in parts}) >= max(part.total or 0 for part, _ in parts)
 
 
 def _downsample(full: SlideImage, reduced: SlideImage) -> tuple[float, float] | None:

@@ -84,7 +84,8 @@ def segmentation_object(
     A pixel belongs to a segment where its centre does. Raises `InvalidRequest` where that is too much for one object,
     where nothing holds a pixel's centre, and for a LABELMAP of classes that overlap; `UnreadableSlide`.
     """
-    grid = Grid.of(header, scale)
+    with quietly():
+        grid = Grid.of(header, scale)
     tiles = _drawn(segments, grid, kind)
     if not tiles:
         raise InvalidRequest("no outline holds the centre of a pixel at this level; give a finer one")
@@ -159,6 +160,8 @@ def _dataset(
     import highdicom
 
     image = source_image(header)
+    # highdicom takes the source's own only where the tiles are the source's, too.
+    measures = image.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
     places = sorted(tiles)
     descriptions = [_description(number, segment, algorithm) for number, segment in enumerate(segments, 1)]
     identity = (image.SOPInstanceUID, kind, str(algorithm), str([segment.coded for segment in segments]))
@@ -174,6 +177,7 @@ def _dataset(
         sop_instance_uid=uid,
         instance_number=1,
         plane_positions=list(_positions(image, places)),
+        pixel_measures=highdicom.PixelMeasuresSequence.from_sequence(measures),
         dimension_organization_type="TILED_SPARSE",
         content_label="OUTLINES",
         content_description="Outlines of what a person pointed at",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import logging
 import ssl
 import threading
@@ -20,6 +21,7 @@ from typing import Any, TypeVar
 
 import httpx
 import orjson
+import pydicom
 
 from wsisam_service.dicom.header import is_uid
 from wsisam_service.dicom.multipart import read_parts, write_parts
@@ -38,8 +40,8 @@ MAX_METADATA_BYTES = 256 << 20
 MAX_STORED_ANSWER_BYTES = 4 << 20
 FRAME_SLACK = 1 << 16
 """Bytes that a frame may have over those of its pixels, its part's header included."""
-PAGE = 500
-"""Series asked for at a time."""
+PAGE = 100
+"""Series asked for at a time. Some services refuse more, and some give fewer."""
 
 _BACKOFF_S = (0.2, 0.6)
 """Pauses before a question is asked again."""
@@ -47,8 +49,14 @@ _TRY_AGAIN = {429, 502, 503, 504}
 _FAILURES, _PAUSE_S = 2, 2.0
 """Questions in a row that may fail before the PACS is left alone, and for how long."""
 
-_INSTANCES, _FAILED = "00201209", "00081198"
-"""Number of a series' instances; sequence of the objects that were not stored."""
+_INSTANCES = "00201209"
+"""Number of a series' instances."""
+_FAILED, _FAILED_UID, _REASON = "00081198", "00081155", "00081197"
+"""Sequence of the objects that were not stored; each one's UID, and why."""
+_THERE_ALREADY = (0x0111, 0xB00E)
+"""Reasons: the standard's for a duplicate, and that of Azure's service."""
+_OTHER_WAY = {400, 406, 415}
+"""Answers of a service that does not know the way in which frames are asked for."""
 MAX_DIGITS = 10
 _DICOM_JSON = "application/dicom+json"
 _AS_STORED = (
@@ -121,14 +129,15 @@ class DicomWeb:
         asked = 0
         while len(found) < at_most:
             page = self._search_page(conditions, asked)
-            new = [series for series in page if series.series not in found]
-            found |= {series.series: series for series in new}
-            asked += len(page)
-            if len(page) < PAGE or not new:  # some services know no pages and give everything each time
+            series = [one for one in map(_found, page) if one is not None]
+            new = {one.series: one for one in series if one.series not in found}
+            if not new:  # some services know no pages and give everything each time
                 break
+            found |= new
+            asked += len(page)
         return list(found.values())[:at_most]
 
-    def _search_page(self, conditions: Mapping[str, str], offset: int) -> list[FoundSeries]:
+    def _search_page(self, conditions: Mapping[str, str], offset: int) -> list[Json]:
         fields = ("AccessionNumber", "NumberOfSeriesRelatedInstances")
         query = [("Modality", "SM"), *conditions.items(), *(("includefield", field) for field in fields)]
         answer = self._ask(
@@ -141,8 +150,7 @@ class DicomWeb:
         )
         if answer.status == httpx.codes.NO_CONTENT:
             return []
-        series = [_found(dataset) for dataset in self._datasets(answer)]
-        return [one for one in series if one is not None]
+        return self._datasets(answer)
 
     def metadata(self, study: str, series: str) -> list[Json]:
         """The headers of a series' instances. Raises `PacsUnavailable`, `UnreadableSlide`."""
@@ -168,6 +176,8 @@ class DicomWeb:
             if answer.status == httpx.codes.OK:
                 self._as_stored = way
                 break
+            if answer.status not in _OTHER_WAY:
+                raise PacsUnavailable(_RUBBISH)
         else:
             raise UnreadableSlide("The PACS does not give this slide's image as it is stored.")
         parts = self._understood(lambda: read_parts(answer.content_type, answer.body))
@@ -176,7 +186,10 @@ class DicomWeb:
         return parts
 
     def store(self, objects: Sequence[bytes]) -> None:
-        """Send part-10 files. Raises `PacsUnavailable`, and `NotSupported` where the PACS refuses one."""
+        """Send part-10 files. What is there already counts as stored, since a request may be repeated.
+
+        Raises `PacsUnavailable`, and `NotSupported` where the PACS refuses one.
+        """
         content_type, body = write_parts("application/dicom", objects)
         answer = self._ask(
             "store",
@@ -186,11 +199,14 @@ class DicomWeb:
             content=body,
             max_bytes=MAX_STORED_ANSWER_BYTES,
         )
-        refused = answer.status != httpx.codes.OK
-        if answer.body and answer.content_type.partition(";")[0] in (_DICOM_JSON, "application/json"):
+        failed: list[Any] = []
+        readable = not answer.body or answer.content_type.partition(";")[0] in (_DICOM_JSON, "application/json")
+        if answer.body and readable:
             document = self._understood(lambda: orjson.loads(answer.body))
-            refused |= isinstance(document, dict) and value_of(document, _FAILED) is not None
-        if refused:
+            failed = values_of(document, _FAILED) if isinstance(document, dict) else []
+        # The body of 202 may name what was not stored.
+        stored = answer.status == httpx.codes.OK or (answer.status == httpx.codes.ACCEPTED and readable)
+        if not (all(_is_there(one, objects) for one in failed) if failed else stored):
             raise NotSupported("The PACS refused to store the object.")
 
     def _datasets(self, answer: _Answer) -> list[Json]:
@@ -272,6 +288,8 @@ def _judged(answer: _Answer) -> _Answer:
         raise PacsUnavailable("The PACS refuses the credentials that this service has.")
     if answer.status in (404, 410):
         raise UnreadableSlide("The PACS does not have this slide any more.")
+    if answer.status >= 500:
+        raise PacsUnavailable("The PACS reports a fault of its own.")
     if 300 <= answer.status < 400:
         raise PacsUnavailable("The PACS sends to another place, which is not followed.")
     return answer
@@ -291,11 +309,25 @@ def _found(dataset: Json) -> FoundSeries | None:
     )
 
 
-def value_of(dataset: Json, tag: str) -> Any:
-    """The first value of an attribute; None where there is none."""
+def _is_there(failed: Any, objects: Sequence[bytes]) -> bool:
+    """Whether `failed` is one of `objects` that was not stored only because it is there already."""
+    if not isinstance(failed, dict) or value_of(failed, _REASON) not in _THERE_ALREADY:
+        return False
+    headers = (pydicom.dcmread(io.BytesIO(one), specific_tags=["SOPInstanceUID"]) for one in objects)
+    return value_of(failed, _FAILED_UID) in [str(header.SOPInstanceUID) for header in headers]
+
+
+def values_of(dataset: Json, tag: str) -> list[Any]:
+    """The values of an attribute; empty where there are none."""
     element = dataset.get(tag)
     values = element.get("Value") if isinstance(element, dict) else None
-    return values[0] if isinstance(values, list) and values else None
+    return values if isinstance(values, list) else []
+
+
+def value_of(dataset: Json, tag: str) -> Any:
+    """The first value of an attribute; None where there is none."""
+    values = values_of(dataset, tag)
+    return values[0] if values else None
 
 
 def _secret(text: str, file: Path | None) -> str:

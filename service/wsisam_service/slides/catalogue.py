@@ -35,6 +35,8 @@ PROBLEM_S = 30.0
 LISTING_THREADS = 8
 LISTING_WAIT_S = 3.0
 """A listing waits this long for a PACS; what it has not told by then is named with that problem."""
+SQUARE_TOLERANCE = 1.02
+"""Longer sides of pixels over shorter up to which nobody is warned."""
 ID_LENGTH = 20
 """Base32 characters of a slide id: 100 bits."""
 
@@ -68,10 +70,16 @@ class Slide(SlideReader):
         return self._reader().read_region(level, x, y, width, height)
 
     def slide_mpp(self, default: float) -> tuple[float, list[str]]:
-        """µm per level-0 pixel to count with, and the warnings that every answer gives where it is `default`."""
-        mpp = self.info.mpp
+        """µm per level-0 pixel to count with, and the warnings that every answer gives where it is `default`, or not
+        the same in both directions.
+        """
+        mpp, ratio = self.info.mpp, self.info.pixel_ratio
         if mpp is not None and believable_mpp(mpp):
-            return mpp, []
+            if ratio <= SQUARE_TOLERANCE:
+                return mpp, []
+            return mpp, [
+                f"The slide's pixels are not square, but {ratio - 1:.0%} longer one way; lengths are uncertain."
+            ]
         said = (
             "The slide gives no pixel size" if mpp is None else f"The slide's pixel size of {mpp:g} µm is not believed"
         )
@@ -201,7 +209,8 @@ class Catalogue:
         self.rescan()
         self._await_pacs(roots, all_=dicom != EVERY_SLIDE)
         wanted = q.casefold()
-        seen = (entry for entry in self._entries.values() if entry.lies_in(roots) and dicom.means(entry.item.ids))
+        known = list(self._entries.values())  # another request may find a file gone meanwhile
+        seen = (entry for entry in known if entry.lies_in(roots) and dicom.means(entry.item.ids))
         entries = sorted((entry for entry in seen if wanted in entry.item.name.casefold()), key=lambda e: e.order)
         rest = [entry for entry in entries if after is None or entry.order > after]
         page = rest[: max(1, limit)]
@@ -261,7 +270,7 @@ class Catalogue:
         return found
 
     def _of_root(self, root: Root | PacsRoot) -> dict[str, _Entry]:
-        return {slide_id: entry for slide_id, entry in self._entries.items() if entry.item.root is root}
+        return {entry.id: entry for entry in list(self._entries.values()) if entry.item.root is root}
 
     def _look_for(self, slide_id: str, roots: AbstractSet[str] | None) -> None:
         """Learn of `slide_id` where nobody knows it yet. Raises `UnknownSlide` and `PacsUnavailable`."""
@@ -382,7 +391,8 @@ class Catalogue:
 
 
 def _slide_id(identity: str, relative: str) -> str:
-    digest = hashlib.sha256(f"{identity}\n{relative}".encode()).digest()
+    told = f"{identity}\n{relative}".encode("utf-8", "surrogateescape")  # a file's name need not be UTF-8
+    digest = hashlib.sha256(told).digest()
     return base64.b32encode(digest).decode("ascii").lower()[:ID_LENGTH]
 
 

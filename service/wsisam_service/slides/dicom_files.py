@@ -13,7 +13,6 @@ from functools import lru_cache
 
 import pydicom
 
-from wsisam_service.dicom.codec import require_known
 from wsisam_service.dicom.frames import FrameTable, PixelData
 from wsisam_service.dicom.header import (
     Header,
@@ -88,7 +87,8 @@ class DicomSeries:
     def stamp(self) -> Stamp:
         """Of all files together."""
         told = "\n".join(f"{uid} {file.path} {file.stamp}" for uid, file in sorted(self.files.items()))
-        return sum(file.stamp[0] for file in self.files.values()), hashlib.sha256(told.encode()).hexdigest()
+        digest = hashlib.sha256(told.encode("utf-8", "surrogateescape"))  # a file's name need not be UTF-8
+        return sum(file.stamp[0] for file in self.files.values()), digest.hexdigest()
 
     def renewed(self) -> tuple[DicomSeries, Stamp] | None:
         return self._again(self)
@@ -102,7 +102,6 @@ class DicomSeries:
         for uid, file in sorted(self.files.items()):
             header = read_header(stream(self._open(file.path)))
             if is_shown(header.dataset):
-                require_known(transfer_syntax(header.dataset))
                 image = _image(header)
                 images.append(image)
                 size = image.tile[0] * image.tile[1] * 3
@@ -123,9 +122,10 @@ class DicomSeries:
 
 
 def _image(header: Header) -> SlideImage:
+    syntax = transfer_syntax(header.dataset)
     if header.per_frame is None or is_full(header.dataset):
-        return slide_image(header.dataset)
-    return slide_image(header.dataset, frame_places(header.per_frame))
+        return slide_image(header.dataset, syntax)
+    return slide_image(header.dataset, syntax, frame_places(header.per_frame))
 
 
 class DamagedDicom:
@@ -224,7 +224,7 @@ class _FileFrames:
         self._parts = parts
         self._open_bytes = open_bytes
         self._source = lru_cache(HELD_FILES)(self._open)
-        self._tables: dict[str, FrameTable] = {}
+        self._tables: dict[str, FrameTable | UnreadableSlide] = {}
 
     def calls(self, count: int) -> int:
         return count
@@ -234,10 +234,19 @@ class _FileFrames:
             source = self._source(sop_uid)
             table = self._tables.get(sop_uid)
             if table is None:
-                table = self._tables[sop_uid] = self._parts[sop_uid].pixels.table(source.read_at)
+                table = self._tables[sop_uid] = self._table(sop_uid, source)
+            if isinstance(table, UnreadableSlide):
+                raise UnreadableSlide(table.detail)
             return [table.read(source.read_at, number) for number in numbers]
         except OSError as error:
             raise UnreadableSlide("The slide's file cannot be read.") from error
+
+    def _table(self, sop_uid: str, source: ByteSource) -> FrameTable | UnreadableSlide:
+        """Or what is wrong with it, which is as costly to learn."""
+        try:
+            return self._parts[sop_uid].pixels.table(source.read_at)
+        except UnreadableSlide as problem:
+            return problem.with_traceback(None)
 
     def _open(self, sop_uid: str) -> ByteSource:
         file = self._parts[sop_uid].file

@@ -70,6 +70,7 @@ class DicomReader(SlideReader):
         self.info = SlideInfo(
             levels=tuple(Level(*level.matrix, *level.downsample) for level in self._levels),
             mpp=finest.mpp,
+            pixel_ratio=finest.pixel_ratio,
             vendor=VENDOR,
             objective_power=finest.objective_power,
             origin_mm=finest.origin_mm,
@@ -114,7 +115,7 @@ class DicomReader(SlideReader):
         frames = self._frames.frames(image.sop_uid, [int(shown.frame[number]) for number in wanted.tiles])
         fetched = []
         for number, frame in zip(wanted.tiles, frames, strict=True):
-            tile = decode_frame(frame, shown.tile, image.photometric, planar=image.planar)
+            tile = decode_frame(frame, shown.tile, image.photometric, compressed=image.compressed, planar=image.planar)
             self._tiles.keep((self._number, wanted.level, number), tile)
             fetched.append((number, tile))
         return fetched
@@ -122,7 +123,8 @@ class DicomReader(SlideReader):
 
 def series_name(series_uid: str) -> str:
     """What a series is called in listings: the same everywhere, and nothing that its makers put into a UID."""
-    return f"dicom-{hashlib.sha256(series_uid.encode()).hexdigest()[:NAME_DIGITS]}"
+    digest = hashlib.sha256(series_uid.encode("utf-8", "surrogateescape"))  # or a file's name, which need not be UTF-8
+    return f"dicom-{digest.hexdigest()[:NAME_DIGITS]}"
 
 
 def series_fingerprint(sop_uids: Iterable[str]) -> str:

@@ -5,6 +5,7 @@ A PACS may hang. So nothing here waits for one but the calls that read a slide o
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import threading
@@ -16,7 +17,6 @@ from typing import Any
 import numpy as np
 import pydicom
 
-from wsisam_service.dicom.codec import require_known
 from wsisam_service.dicom.header import WHOLE_SLIDE, damage_is_a_problem, is_uid
 from wsisam_service.dicom.image import SlideImage, is_full, is_shown, slide_image
 from wsisam_service.dicom.pacs_settings import PacsSettings
@@ -73,6 +73,7 @@ class PacsRoot:
         self._asked_s: float | None = None
         self._refreshing: Future[None] | None = None
         self._refreshes = ThreadPoolExecutor(1, thread_name_prefix="pacs-refresh")
+        self._looks = ThreadPoolExecutor(1, thread_name_prefix="pacs-look")
         self._lock = threading.Lock()
 
     @property
@@ -120,21 +121,50 @@ class PacsRoot:
         if self._listing_failed:
             logger.warning("the PACS can be listed again")
         self._listing_failed = False
-        self._series = {one.series: PacsSeries(self, one) for one in found}
+        self._series = {one.series: self._known(one) for one in found}
         self._times_listed += 1
         self.listed = True
+        for series in self._series.values():
+            if series.is_to_be_looked_at():
+                self._looks.submit(series.look_again)
+
+    def _known(self, found: FoundSeries) -> PacsSeries:
+        known = self._series.get(found.series)
+        return known if known is not None and known.found == found else PacsSeries(self, found)
 
 
 class PacsSeries:
-    """A `SlideItem`: one series of a PACS."""
+    """A `SlideItem`: one series of a PACS.
+
+    Where the PACS counts its instances, that tells of those that have come since it was opened. Where not, it is looked
+    at again after 1, 2, 4, … listings, so that one that still comes in is not served in part for good.
+    """
 
     def __init__(self, root: PacsRoot, found: FoundSeries) -> None:
         self.root = root
+        self.found = found
         self.ids = DicomIds(found.study, found.series, found.accession)
         self.relative = f"{found.study}/{found.series}"
         self.name = series_name(found.series)
         self.lane = root.lane
         self.stamp: Stamp = (found.instances or 0, "")
+        self._opened_with: str | None = None
+        self._listings, self._look_after = 0, 1
+
+    def is_to_be_looked_at(self) -> bool:
+        """Asked once after each listing."""
+        if self.found.instances is not None or self._opened_with is None:
+            return False
+        self._listings += 1
+        return self._listings == self._look_after
+
+    def look_again(self) -> None:
+        """Learn whether instances have come."""
+        before = self.stamp
+        with contextlib.suppress(ServiceError):
+            self._instances()
+            self._look_after = 1 if self.stamp != before else 2 * self._look_after
+        self._listings = 0
 
     def renewed(self) -> tuple[PacsSeries, Stamp] | None:
         now = self.root.series(self.ids.series)
@@ -164,7 +194,15 @@ class PacsSeries:
                 found[uid] = dataset
         if not found:
             raise UnreadableSlide("The series holds no whole slide image.")
+        if self.found.instances is None:
+            self._note(series_fingerprint(found))
         return found
+
+    def _note(self, print_: str) -> None:
+        """The stamp changes once the instances are others than those that the slide was first opened with."""
+        if self._opened_with is None:
+            self._opened_with = print_
+        self.stamp = (0, "" if print_ == self._opened_with else print_)
 
     def _headers(self, uids: Sequence[str]) -> list[pydicom.Dataset]:
         instances = self._instances()
@@ -196,12 +234,11 @@ def image_of_metadata(metadata: Json) -> SlideImage | None:
     header = _dataset({tag: element for tag, element in metadata.items() if tag != _PER_FRAME})
     if not is_shown(header):
         return None
-    syntax = value_of(metadata, "00083002")  # not every service tells it
-    if isinstance(syntax, str):
-        require_known(syntax)
+    told = value_of(metadata, "00083002")  # not by every service
+    syntax = told if isinstance(told, str) else None
     if _PER_FRAME not in metadata or is_full(header):
-        return slide_image(header)
-    return slide_image(header, _places(metadata[_PER_FRAME]))
+        return slide_image(header, syntax)
+    return slide_image(header, syntax, _places(metadata[_PER_FRAME]))
 
 
 def _places(per_frame: Any) -> FramePlaces:

@@ -35,9 +35,9 @@ class SlideInfo:
     """What a file says of its slide. Nothing here names a person or a folder.
 
     `levels` finest first. `mpp` is µm per level-0 pixel as the file says, believable or not, None where it says
-    nothing. `bounds` is (x, y, width, height) in level 0 of the part that was scanned, where the file names one.
-    `origin_mm` is where level 0 begins in the slide's own coordinates, where the file says so; `dicom` only for slides
-    that are DICOM.
+    nothing: the geometric mean of both sides, of which the longer is `pixel_ratio` times the shorter. `bounds` is
+    (x, y, width, height) in level 0 of the part that was scanned, where the file names one. `origin_mm` is where level
+    0 begins in the slide's own coordinates, where the file says so; `dicom` only for slides that are DICOM.
     """
 
     levels: Sequence[Level]
@@ -46,6 +46,7 @@ class SlideInfo:
     vendor: str | None = None
     objective_power: float | None = None
     origin_mm: tuple[float, float] | None = None
+    pixel_ratio: float = 1.0
     dicom: DicomSource | None = None
 
 

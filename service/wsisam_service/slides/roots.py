@@ -26,7 +26,7 @@ from wsisam_service.slides.dicom_files import (
 from wsisam_service.slides.items import OpenedSlide, SlideItem, Stamp
 from wsisam_service.slides.lanes import SHARED_LANE, Lane
 from wsisam_service.slides.opening import SLIDE_SUFFIXES, open_slide
-from wsisam_service.slides.source import ByteSource, fingerprint, open_bytes
+from wsisam_service.slides.source import ByteSource, failures_as_os_errors, fingerprint, open_bytes
 from wsisam_service.slides.tiles import TileCache
 
 _CHANGE_KEYS = ("mtime", "LastModified", "last_modified", "updated", "ETag", "etag", "created")
@@ -44,8 +44,9 @@ class SlideFile:
 
     @property
     def name(self) -> str:
-        """File name without folders."""
-        return self.relative.rsplit("/", 1)[-1]
+        """File name without folders; what is not UTF-8 in it shows as replacement characters."""
+        name = self.relative.rsplit("/", 1)[-1]
+        return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
     def renewed(self) -> tuple[SlideFile, Stamp] | None:
         stamp = self.root.stamp(self.path)
@@ -67,15 +68,18 @@ class Root:
         self.base: str = os.path.realpath(path) if self.local else path.rstrip("/")
         self._single_file = self.local and os.path.isfile(self.base)
         if self._single_file:
+            self._file_name, self._file_path = os.path.basename(path), self.base  # a link goes by its own name
             self.base = os.path.dirname(self.base)
-            self._file_name = os.path.basename(path)
         self.identity = self._folder_name(path) if self.local else _without_credentials(location)
         self._dicom = DicomIndex(self.open)
 
     def readable(self) -> bool:
         """Whether the root can be listed now."""
+        if self.local:
+            return os.access(self.base, os.R_OK | os.X_OK)
         try:
-            return os.access(self.base, os.R_OK | os.X_OK) if self.local else bool(self.filesystem.exists(self.base))
+            with failures_as_os_errors():
+                return bool(self.filesystem.exists(self.base))
         except OSError:
             return False
 
@@ -109,7 +113,8 @@ class Root:
             status = os.stat(real)
             return status.st_size, str(status.st_mtime_ns)
         try:
-            info: Mapping[str, Any] = self.filesystem.info(path)
+            with failures_as_os_errors():
+                info: Mapping[str, Any] = self.filesystem.info(path)
         except FileNotFoundError:
             return None
         return int(info.get("size") or 0), " ".join(str(info[key]) for key in _CHANGE_KEYS if key in info)
@@ -154,7 +159,7 @@ class Root:
 
     def _local_paths(self) -> Iterator[tuple[str, str]]:
         if self._single_file:
-            yield self._file_name, os.path.join(self.base, self._file_name)
+            yield self._file_name, self._file_path
             return
         os.scandir(self.base).close()  # os.walk keeps silent about a root that cannot be read
         for folder, folders, names in os.walk(self.base):  # does not follow links to folders
@@ -165,8 +170,9 @@ class Root:
                     yield self._relative(path), path
 
     def _remote_paths(self) -> Iterator[tuple[str, str]]:
-        self.filesystem.invalidate_cache()
-        paths: Sequence[str] = self.filesystem.find(self.base)
+        with failures_as_os_errors():
+            self.filesystem.invalidate_cache()
+            paths: Sequence[str] = self.filesystem.find(self.base)
         for path in paths:
             relative = path[len(self.base) :].lstrip("/")
             folders, name = relative.split("/")[:-1], relative.rsplit("/", 1)[-1]

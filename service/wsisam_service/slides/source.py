@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
 import weakref
+from collections.abc import Iterator
 from typing import Protocol
 
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
+
+from wsisam_service.errors import UnreadableSlide
 
 FINGERPRINT_BYTES = 1 << 20
 """Length of the two ends of the file that go into its fingerprint."""
@@ -25,12 +29,24 @@ class ByteSource(Protocol):
         ...
 
     def read_at(self, offset: int, length: int) -> bytes:
-        """Up to `length` bytes from `offset`; fewer only at the end of the file. Raises OSError."""
+        """Up to `length` bytes from `offset`; fewer only at the end of the file. Raises OSError, `UnreadableSlide`."""
         ...
 
 
+@contextlib.contextmanager
+def failures_as_os_errors() -> Iterator[None]:
+    """OSError in place of what a remote file system raises of its own kind: aiohttp's and botocore's are none."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError("The remote file system failed.") from error
+
+
 class LocalBytes:
-    """A local file, held open: a file that is replaced meanwhile goes on giving its old bytes.
+    """A local file, held open: where another takes its name, this goes on giving the old bytes. One that is written
+    over in place gives none any more: reading raises `UnreadableSlide`.
 
     The descriptor closes when the last user lets go, so a reader can be dropped while another thread still reads.
     """
@@ -39,10 +55,19 @@ class LocalBytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, descriptor)
         self._descriptor = descriptor
-        self.size = os.fstat(descriptor).st_size
+        self._written = self._last_written()
+        self.size = self._written[0]
 
     def read_at(self, offset: int, length: int) -> bytes:
-        return os.pread(self._descriptor, length, offset)
+        data = os.pread(self._descriptor, length, offset)
+        if self._last_written() != self._written:
+            raise UnreadableSlide("The slide's file has been replaced; ask again.")
+        return data
+
+    def _last_written(self) -> tuple[int, int]:
+        """(size, time in ns)"""
+        status = os.fstat(self._descriptor)
+        return status.st_size, status.st_mtime_ns
 
 
 class RemoteBytes:
@@ -51,13 +76,15 @@ class RemoteBytes:
     def __init__(self, filesystem: AbstractFileSystem, path: str) -> None:
         self._filesystem = filesystem
         self._path = path
-        self.size = int(filesystem.size(path) or 0)
+        with failures_as_os_errors():
+            self.size = int(filesystem.size(path) or 0)
 
     def read_at(self, offset: int, length: int) -> bytes:
         end = min(offset + length, self.size)
         if end <= offset:
             return b""
-        return bytes(self._filesystem.cat_file(self._path, start=offset, end=end))
+        with failures_as_os_errors():
+            return bytes(self._filesystem.cat_file(self._path, start=offset, end=end))
 
 
 def open_bytes(filesystem: AbstractFileSystem, path: str) -> ByteSource:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import os
-import re
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
+from xml.etree import ElementTree
 
 import cv2
 import numpy as np
@@ -24,8 +25,8 @@ import numpy.typing as npt
 import tifffile
 from tiffslide import TiffSlide
 
-from wsisam_service.dicom.codec import codestream_size
 from wsisam_service.errors import NotBrightfield, ServiceError, UnreadableSlide
+from wsisam_service.slides import codestreams
 from wsisam_service.slides.reader import Level, RgbImage, SlideInfo, SlideReader
 from wsisam_service.slides.source import ByteSource, stream
 from wsisam_service.slides.tiles import TileCache
@@ -38,17 +39,23 @@ _ENDS_EARLY = "The slide's file ends early: a part of its image is missing."
 _DAMAGED = "A part of the slide's image is damaged."
 _FLUORESCENCE = "The slide is a fluorescence image; this service outlines objects in brightfield slides."
 _NOT_RGB = "The slide is not 8-bit RGB; this service outlines objects in brightfield slides."
+_UNKNOWN_COMPRESSION = "The slide's image is compressed in a way that this service does not decode."
 
 _UM_PER_UNIT = {"nm": 1e-3, "µm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
 _NDPI_FILTER_SET, _NDPI_EMISSION_WAVELENGTH = 65434, 65451
-_JPEG_COMPRESSIONS = (6, 7, 33007, 34892)
-_APERIO_J2K_YCBCR = 33003
-"""Aperio's JPEG 2000 in YCbCr, which the codestream itself does not say."""
+_COLOURS = (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR)
+_ALPHA = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
 
 _MOST_OVERLAP = 2
 """A codestream has its tile's size, or a little more where an encoder fills up its blocks."""
 MAX_TILE_PIXELS = 100_000_000
 """Pixels of one tile or strip, which is decoded as a whole."""
+MAX_IMAGES = 4096
+"""Images in one file. Slides have some dozens, mosaics and planes some hundreds; each takes time to look at."""
+MAX_OME_CHARACTERS = 4_000_000
+"""OME-XML beyond this is not asked for the pixel size."""
+
+Decode = Callable[..., tuple[npt.NDArray[np.uint8] | None, object, object]]
 
 _DECODERS = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="tiles")
 """Codecs work without the GIL; the tiles of one region are decoded side by side."""
@@ -60,11 +67,12 @@ class TiffReader(SlideReader):
     def __init__(self, source: ByteSource, tiles: TileCache) -> None:
         try:
             slide = _LevelFrameSlide(stream(source))
+            _require_few_images(slide.ts_tifffile)
             properties = slide.properties
             series = slide.ts_tifffile.series[properties["tiffslide.series-index"]]
             _require_brightfield(slide.ts_tifffile, series, properties)
             self.info = _slide_info(
-                slide, properties, _ome_mpp(slide.ts_tifffile, properties["tiffslide.series-index"])
+                slide, properties, _ome_pixel(slide.ts_tifffile, properties["tiffslide.series-index"])
             )
             self._pixels = _pixels_of(slide, series, source, tiles)
         except ServiceError:
@@ -93,6 +101,22 @@ class _LevelFrameSlide(TiffSlide):
 
 
 @dataclass(frozen=True, slots=True)
+class _Colours:
+    """What the decoded samples of a page are. `alpha` is the fourth's kind, None where it is no alpha."""
+
+    ycbcr: bool
+    alpha: int | None
+
+    @classmethod
+    def of(cls, page: tifffile.TiffPage) -> _Colours:
+        """Codecs of JPEG give RGB; others the samples as the file has them."""
+        by_codec = page.compression in (*codestreams.JPEG, codestreams.APERIO_RGB)
+        ycbcr = page.photometric == tifffile.PHOTOMETRIC.YCBCR and not by_codec
+        kind = page.extrasamples[0] if page.extrasamples else None
+        return cls(ycbcr or page.compression == codestreams.APERIO_YCBCR, kind if kind in _ALPHA else None)
+
+
+@dataclass(frozen=True, slots=True)
 class _TiledLevel:
     """Where the tiles (or strips) of one level lie in the file, and what decodes them."""
 
@@ -101,9 +125,9 @@ class _TiledLevel:
     columns: int
     offsets: Sequence[int]
     byte_counts: Sequence[int]
-    decode: Callable[..., tuple[npt.NDArray[np.uint8] | None, object, object]]
+    decode: Decode
     options: Mapping[str, bytes | None]
-    ycbcr: bool
+    colours: _Colours
 
 
 class _TilePixels:
@@ -140,31 +164,28 @@ class _TilePixels:
         return self._tiles.get((self._number, level, index), lambda: self._decode(self._levels[level], index))
 
     def _decode(self, layout: _TiledLevel, index: int) -> RgbImage:
-        length = layout.byte_counts[index]
-        if length == 0:  # scanners leave out tiles without tissue
-            return np.full((layout.tile_height, layout.tile_width, 3), 255, np.uint8)
         try:
+            length = layout.byte_counts[index]
+            if length == 0:  # scanners leave out tiles without tissue
+                return np.full((layout.tile_height, layout.tile_width, 3), 255, np.uint8)
             data = self._source.read_at(layout.offsets[index], length)
             if len(data) < length:
                 raise UnreadableSlide(_ENDS_EARLY)
-            # A codec makes room for what the stream says, whatever the file says of its tiles.
-            width, height = codestream_size(data) or (0, 0)
-            if width * height > _MOST_OVERLAP * layout.tile_width * layout.tile_height:
-                raise UnreadableSlide(_DAMAGED)
             tile, _, _ = layout.decode(data, index, **layout.options)
+            assert tile is not None
+            return _rgb(tile[0], layout.colours)
         except ServiceError:
             raise
-        except Exception as error:  # each codec has errors of its own
+        except Exception as error:  # each codec has errors of its own, and a file may list too few tiles
             raise UnreadableSlide(_DAMAGED) from error
-        assert tile is not None
-        return _rgb(tile[0], ycbcr=layout.ycbcr)
 
 
 class _MosaicPixels:
     """Pixels of anything else that tiffslide can put together; one thread at a time."""
 
-    def __init__(self, slide: _LevelFrameSlide) -> None:
+    def __init__(self, slide: _LevelFrameSlide, colours: _Colours) -> None:
         self._slide = slide
+        self._colours = colours
         self._lock = threading.Lock()
 
     def read_into(self, region: RgbImage, level: int, x: int, y: int) -> None:
@@ -173,9 +194,11 @@ class _MosaicPixels:
         try:
             with self._lock:
                 pixels = self._slide.read_region((x, y), level, (width, height), as_array=True)
+            region[:] = _rgb(pixels.astype(np.uint8, copy=False), self._colours)
+        except ServiceError:
+            raise
         except Exception as error:  # zarr, tifffile and each codec have errors of their own
             raise UnreadableSlide("A part of the slide's image is damaged or missing.") from error
-        region[:] = _rgb(pixels.astype(np.uint8, copy=False), ycbcr=False)
 
     def drop_tiles(self) -> None:
         """None are held."""
@@ -184,23 +207,41 @@ class _MosaicPixels:
 def _pixels_of(
     slide: _LevelFrameSlide, series: tifffile.TiffPageSeries, source: ByteSource, tiles: TileCache
 ) -> _TilePixels | _MosaicPixels:
-    for level in series.levels:
-        key = level.keyframe
-        side = key.tilewidth * key.tilelength if key.is_tiled else key.imagewidth * key.rowsperstrip
-        if side > MAX_TILE_PIXELS:
-            raise UnreadableSlide(f"The slide's tiles have more than {MAX_TILE_PIXELS} pixels.")
-    composed = "tiffslide.series-composition" in slide.properties
+    composed = slide.properties.get("tiffslide.series-composition")
+    parts = [slide.ts_tifffile.series[index] for index in composed["located_series"]] if composed else [series]
+    for level in itertools.chain.from_iterable(part.levels for part in parts):
+        _require_readable(level)
+        level.keyframe.decode = _bounded(level.keyframe)
     if composed or series.axes != "YXS" or any(len(level.pages) != 1 for level in series.levels):
-        return _MosaicPixels(slide)
+        return _MosaicPixels(slide, _Colours.of(series.keyframe))
     return _TilePixels([_tiled_level(level) for level in series.levels], source, tiles)
+
+
+def _require_readable(level: tifffile.TiffPageSeries) -> None:
+    """A smaller level may be of another kind than the first."""
+    key = level.keyframe
+    if level.dtype != np.uint8 or key.photometric not in _COLOURS or key.samplesperpixel not in (3, 4):
+        raise UnreadableSlide(_BROKEN)
+    if not codestreams.is_known(key.compression):
+        raise UnreadableSlide(_UNKNOWN_COMPRESSION)
+    tile_width, tile_height = _tile_size(key)
+    sides = key.imagewidth, key.imagelength, tile_width, tile_height
+    if not all(isinstance(side, int) and side > 0 for side in sides):  # a file may store them as anything
+        raise UnreadableSlide(_BROKEN)
+    if tile_width * tile_height > MAX_TILE_PIXELS:
+        raise UnreadableSlide(f"The slide's tiles have more than {MAX_TILE_PIXELS} pixels.")
+
+
+def _tile_size(key: tifffile.TiffPage) -> tuple[int, int]:
+    """(width, height) of a tile or strip."""
+    return (key.tilewidth, key.tilelength) if key.is_tiled else (key.imagewidth, key.rowsperstrip)
 
 
 def _tiled_level(level: tifffile.TiffPageSeries) -> _TiledLevel:
     page, key = level.pages[0], level.keyframe
     assert page is not None
-    tile_width = key.tilewidth if key.is_tiled else key.imagewidth
-    tile_height = key.tilelength if key.is_tiled else key.rowsperstrip
-    jpeg = key.compression in _JPEG_COMPRESSIONS
+    tile_width, tile_height = _tile_size(key)
+    jpeg = key.compression in codestreams.JPEG
     return _TiledLevel(
         tile_width=tile_width,
         tile_height=tile_height,
@@ -209,19 +250,48 @@ def _tiled_level(level: tifffile.TiffPageSeries) -> _TiledLevel:
         byte_counts=page.databytecounts,
         decode=key.decode,
         options={"jpegtables": page.jpegtables, "jpegheader": key.jpegheader} if jpeg else {},
-        ycbcr=key.compression == _APERIO_J2K_YCBCR,
+        colours=_Colours.of(key),
     )
 
 
-def _rgb(pixels: npt.NDArray[np.uint8], *, ycbcr: bool) -> RgbImage:
+def _bounded(key: tifffile.TiffPage) -> Decode:
+    """`key.decode`, which refuses what says that it is much larger than a tile."""
+    decode = key.decode
+    tile_width, tile_height = _tile_size(key)
+
+    def bounded(data: bytes | None, index: int, **options: Any) -> Any:
+        size = data and codestreams.image_size(key.compression, (options.get("jpegheader") or b"") + data)
+        if size and not 0 < size[0] * size[1] <= _MOST_OVERLAP * tile_width * tile_height:
+            raise UnreadableSlide(_DAMAGED)
+        return decode(data, index, **options)
+
+    return bounded
+
+
+def _rgb(pixels: npt.NDArray[np.uint8], colours: _Colours) -> RgbImage:
     """uint8 (height, width, 3 or 4) as RGB: YCbCr converted, alpha over white."""
     colour = pixels[..., :3]
-    if ycbcr:
+    if colours.ycbcr:
         colour = np.asarray(cv2.cvtColor(np.ascontiguousarray(colour[..., (0, 2, 1)]), cv2.COLOR_YCrCb2RGB), np.uint8)
-    if pixels.shape[-1] == 3:
+    if pixels.shape[-1] == 3 or colours.alpha is None:
         return colour
     alpha = pixels[..., 3:4].astype(np.uint16)
+    if colours.alpha == tifffile.EXTRASAMPLE.ASSOCALPHA:
+        return np.asarray(np.minimum(colour + (255 - alpha), 255), np.uint8)
     return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+
+
+def _require_few_images(tiff: tifffile.TiffFile) -> None:
+    """Counts no further than it allows. Raises `UnreadableSlide`."""
+    count = 0
+    for index in itertools.count():
+        try:
+            page = tiff.pages.get(index, cache=True)  # tifffile is going to look at it anyway
+        except IndexError:
+            return
+        count += 1 + len(page.subifds or ())
+        if count > MAX_IMAGES:
+            raise UnreadableSlide(f"The slide's file has more than {MAX_IMAGES} images.")
 
 
 def _require_brightfield(
@@ -231,9 +301,8 @@ def _require_brightfield(
     page = series.keyframe
     if _says_fluorescence(tiff, page, properties):
         raise NotBrightfield(_FLUORESCENCE)
-    colour = page.photometric in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR)
     planes = {"YXS": series.shape[-1], "CYX": series.shape[0]}.get(properties["tiffslide.series-axes"], 0)
-    if series.dtype != np.uint8 or not colour or planes not in (3, 4):
+    if series.dtype != np.uint8 or page.photometric not in _COLOURS or planes not in (3, 4):
         raise NotBrightfield(_NOT_RGB)
 
 
@@ -248,31 +317,46 @@ def _says_fluorescence(tiff: tifffile.TiffFile, page: tifffile.TiffPage, propert
     return str(properties.get("leica.illumination-source", "")).lower() == "fluorescence"
 
 
-def _slide_info(slide: TiffSlide, properties: Mapping[str, Any], ome_mpp: float | None) -> SlideInfo:
+def _slide_info(slide: TiffSlide, properties: Mapping[str, Any], ome_pixel: Sequence[float]) -> SlideInfo:
     vendor = properties.get("tiffslide.vendor")
-    sizes = [float(v) for v in (properties.get(f"tiffslide.mpp-{axis}") for axis in "xy") if v]
+    pixel = ome_pixel or _lengths(properties.get(f"tiffslide.mpp-{axis}") for axis in "xy")
     power = properties.get("tiffslide.objective-power")
     return SlideInfo(
         levels=tuple(_level(size, slide.dimensions, scanned=vendor is not None) for size in slide.level_dimensions),
-        mpp=ome_mpp or (sum(sizes) / len(sizes) if sizes else None),
+        mpp=math.sqrt(pixel[0] * pixel[-1]) if pixel else None,
+        pixel_ratio=max(pixel) / min(pixel) if pixel else 1.0,
         bounds=_bounds(properties),
         vendor=vendor,
         objective_power=float(power) if power else None,
     )
 
 
-def _ome_mpp(tiff: tifffile.TiffFile, series_index: int) -> float | None:
-    """µm per pixel in the OME-XML of the series, mean of x and y; tiffslide looks at the resolution tags only."""
-    pixels = re.findall(r"<(?:\w+:)?Pixels\b[^>]*>", tiff.ome_metadata or "")
+def _ome_pixel(tiff: tifffile.TiffFile, series_index: int) -> Sequence[float]:
+    """Sides of a pixel in µm as the OME-XML of the series gives them; tiffslide looks at the resolution tags only."""
+    xml = (tiff.ome_metadata or "").strip()
+    if len(xml) > MAX_OME_CHARACTERS or "<!DOCTYPE" in xml:
+        return []
+    try:
+        pixels = ElementTree.fromstring(xml).findall(".//{*}Pixels")  # noqa: S314  # bounded, and no entities of its own
+    except ElementTree.ParseError:
+        return []
     if series_index >= len(pixels):
+        return []
+    return _lengths(_um(pixels[series_index].attrib, axis) for axis in "XY")
+
+
+def _um(pixels: Mapping[str, str], axis: str) -> float | None:
+    """None where it is not given, no number, or in no unit of length."""
+    unit = pixels.get(f"PhysicalSize{axis}Unit", "µm").replace("\N{GREEK SMALL LETTER MU}", "\N{MICRO SIGN}")
+    try:
+        return float(pixels.get(f"PhysicalSize{axis}", "")) * _UM_PER_UNIT[unit]
+    except (ValueError, KeyError):
         return None
-    attributes = dict(re.findall(r'(\w+)="([^"]*)"', pixels[series_index]))
-    sizes = [
-        float(attributes[f"PhysicalSize{axis}"]) * _UM_PER_UNIT[attributes.get(f"PhysicalSize{axis}Unit", "µm")]
-        for axis in "XY"
-        if f"PhysicalSize{axis}" in attributes and attributes.get(f"PhysicalSize{axis}Unit", "µm") in _UM_PER_UNIT
-    ]
-    return sum(sizes) / len(sizes) if sizes else None
+
+
+def _lengths(values: Iterable[float | None]) -> Sequence[float]:
+    """Those that can be lengths."""
+    return [float(value) for value in values if value is not None and 0 < float(value) < math.inf]
 
 
 def _level(size: tuple[int, int], size0: tuple[int, int], *, scanned: bool) -> Level:
