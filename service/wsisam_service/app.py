@@ -83,7 +83,6 @@ def create_app(
             yield
         finally:
             following.cancel()
-            pictures.close()
             await gate.aclose()
             await encodes.aclose()
             await executor.aclose()

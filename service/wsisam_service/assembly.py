@@ -22,7 +22,7 @@ from wsisam_service.execution.executor import LocalExecutor
 from wsisam_service.execution.memory import keep_large_blocks_apart
 from wsisam_service.jobs import NO_ADAPTERS, Executor
 from wsisam_service.sam.weights import Install
-from wsisam_service.settings import MIB, Settings, SettingsError
+from wsisam_service.settings import MIB, Settings, SettingsError, without_password
 from wsisam_service.slides.catalogue import Catalogue
 from wsisam_service.stores.embeddings import TieredStore
 from wsisam_service.stores.encryption import parse_keys
@@ -48,8 +48,9 @@ class Service:
 def build_service(settings: Settings) -> Service:
     """The whole gateway, with its executor in this process or behind `worker_url`.
 
-    Raises what `load_backend` and `build_executor` raise.
+    Raises what `open_catalogue`, `load_backend` and `build_executor` raise.
     """
+    catalogue = open_catalogue(settings)  # before the model, which takes longer
     executor: Executor
     install_weights: Install | None = None
     if settings.worker_url:
@@ -57,12 +58,11 @@ def build_service(settings: Settings) -> Service:
         executor = RemoteExecutor(
             settings.worker_url, token, timeout_s=settings.request_timeout_s, tls=_tls_to_workers(settings)
         )
-        notes: tuple[str, ...] = (f"the model runs behind {settings.worker_url}",)
+        notes: tuple[str, ...] = (f"the model runs behind {without_password(settings.worker_url)}",)
     else:
         backend = load_backend(settings)
         local = build_executor(settings, backend)
         executor, notes, install_weights = local, notes_of(backend), weights_installer(settings, local)
-    catalogue = open_catalogue(settings)
     try:
         app = create_app(settings, catalogue, executor, install_weights)
         keys = None if settings.keys is None else read_keys(settings.keys)
@@ -74,7 +74,9 @@ def build_service(settings: Settings) -> Service:
 
 
 def open_catalogue(settings: Settings) -> Catalogue:
-    """The slides of `settings`. Raises `SettingsError` for a PACS whose certificate or password cannot be read."""
+    """The slides of `settings`. Raises `SettingsError` for a root of an unknown kind, and for a PACS whose certificate
+    or password cannot be read.
+    """
     try:
         return Catalogue(
             settings.slides,
@@ -84,6 +86,8 @@ def open_catalogue(settings: Settings) -> Catalogue:
         )
     except OSError as error:
         raise SettingsError(f"setting pacs: {error}") from error
+    except (ValueError, ImportError) as error:  # as fsspec says it
+        raise SettingsError(f"setting slides: {error}") from error
 
 
 def _tls_to_workers(settings: Settings) -> ssl.SSLContext | None:

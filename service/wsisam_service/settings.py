@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
@@ -30,7 +31,9 @@ ENV_PREFIX = "WSISAM_"
 CONFIG_VARIABLE = "WSISAM_CONFIG"
 """Path of the settings file, where no flag gives it."""
 MIB = 1024 * 1024
+MAX_PORT = 65535
 
+_ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 _PROCESS_KEY = secrets.token_bytes(32)
 
 
@@ -46,10 +49,10 @@ class Settings(BaseSettings):
     slides: Annotated[tuple[str, ...], NoDecode] = ()
     """Roots of the slides: folders, fsspec URLs or dicomweb+https://HOST/PATH. In the environment separated by
     commas."""
-    pacs: tuple[PacsSettings, ...] = ()
+    pacs: Annotated[tuple[PacsSettings, ...], NoDecode] = ()
     """Credentials, filters and limits of DICOMweb roots, in the settings file or as JSON (docs/PACS.md)."""
     host: str = "127.0.0.1"
-    port: int = Field(8000, ge=0, le=65535)
+    port: int = Field(8000, ge=0, le=MAX_PORT)
     insecure: bool = False
     """Listen beyond loopback, and answer to any host name, although nobody is asked who they are, because something in
     front of the service asks."""
@@ -178,7 +181,7 @@ class Settings(BaseSettings):
     audit_waiting: int = Field(10_000, ge=1)
     """Audit events that wait while a sink cannot be reached, some 10 MB; further ones are lost and counted."""
 
-    dicom_codes: dict[str, tuple[str, str]] = {}
+    dicom_codes: Annotated[dict[str, tuple[str, str]], NoDecode] = {}
     """QuPath class → category and type of its segments in DICOM, each "SCHEME VALUE MEANING"; beside the usual ones."""
 
     secret: SecretStr = SecretStr("")
@@ -196,19 +199,40 @@ class Settings(BaseSettings):
     def _usable_roots(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(check_root(root) if is_pacs(root) else root for root in value)
 
-    @field_validator("cors_origins")
+    @field_validator("cors_origins", "iiif_origins")
     @classmethod
-    def _are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for origin in value:  # never "*": whoever has a key would send it from any page
-            if not re.fullmatch(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", origin):
-                raise ValueError(f"{origin} is not an origin, as a browser sends it: https://viewer.example.org")
+    def _are_origins(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        for origin in value:
+            # "*" for tiles alone: whoever has a key would send it to the rest from any page
+            if not (_ORIGIN.fullmatch(origin) or (origin == "*" and info.field_name == "iiif_origins")):
+                raise ValueError("an origin is written as a browser sends it: https://viewer.example.org")
         return value
 
-    @field_validator("pacs", mode="before")
+    @field_validator("token", "worker_token")
+    @classmethod
+    def _fits_a_header(cls, value: SecretStr) -> SecretStr:
+        text = value.get_secret_value()
+        if not (text.isascii() and text.isprintable() and text == text.strip()):
+            raise ValueError("is of visible ASCII characters, without spaces at its ends")
+        return value
+
+    @field_validator("worker_url")
+    @classmethod
+    def _is_http(cls, value: str) -> str:
+        if value and not _is_http_url(value):
+            raise ValueError("is http://HOST:PORT or https://HOST:PORT")
+        return value
+
+    @field_validator("pacs", "dicom_codes", "oidc_roles", mode="before")
     @classmethod
     def _read_json(cls, value: object) -> object:
-        """A flag holds one text."""
-        return json.loads(value) if isinstance(value, str) else value
+        """Environment variables and flags hold one text."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise ValueError("is not JSON") from error
 
     @field_validator("pacs")
     @classmethod
@@ -251,15 +275,11 @@ class Settings(BaseSettings):
     @field_validator("audit_syslog")
     @classmethod
     def _host_and_port(cls, value: str) -> str:
-        if value and not re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^:\s]+):[0-9]{1,5}", value):
-            raise ValueError("is HOST:PORT")
+        if value:
+            matched = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^:\s]+):([0-9]{1,5})", value)
+            if matched is None or not 0 < int(matched[2]) <= MAX_PORT:
+                raise ValueError("is HOST:PORT")
         return value
-
-    @field_validator("oidc_roles", mode="before")
-    @classmethod
-    def _from_json(cls, value: object) -> object:
-        """Environment variables and flags hold one text."""
-        return json.loads(value) if isinstance(value, str) else value
 
     @property
     def asks_callers(self) -> bool:
@@ -279,9 +299,9 @@ class Settings(BaseSettings):
     def describe(self) -> str:
         """Every setting on a line of its own, secrets hidden; printed at start."""
         shown = {name: getattr(self, name) for name in type(self).model_fields}
-        shown["store"] = _without_password(self.store)
+        shown = {name: without_password(value) if isinstance(value, str) else value for name, value in shown.items()}
         shown["pacs"] = ", ".join(one.root for one in self.pacs) or "(none)"
-        shown["slides"] = ", ".join(_without_password(root) for root in self.slides) or "(none)"
+        shown["slides"] = ", ".join(map(without_password, self.slides)) or "(none)"
         shown["own_adapters"] = ", ".join(map(str, self.own_adapters)) or "(none)"
         shown["secret"] = "set" if self.fingerprint_key else "random for this process; refine tokens end with it"
         width = max(map(len, shown))
@@ -310,7 +330,9 @@ def load_settings(flags: Mapping[str, object], config: Path | None = None) -> Se
         raise SettingsError(f"there is no settings file {path}")
     try:
         return _settings_class(path)(**dict(flags))  # type: ignore[arg-type]  # pydantic checks the values
-    except tomllib.TOMLDecodeError as error:
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is not TOML: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
@@ -325,5 +347,19 @@ def _settings_class(path: Path | None) -> type[Settings]:
     return FileSettings
 
 
-def _without_password(url: str) -> str:
-    return re.sub(r"//[^/@]*@", "//…@", url)
+def without_password(url: str) -> str:
+    """`url` as it may be shown. A password may hold anything, so that all before the last @ is hidden, and a query may
+    be one.
+    """
+    return re.sub(r"(?s)(://[^?]*)\?.*", r"\1?…", re.sub(r"(?s)://.*@", "://…@", url))
+
+
+def _is_http_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        at_a_port = parts.port is None or parts.port > 0
+    except ValueError:
+        return False
+    plain = text.isascii() and text.isprintable() and " " not in text
+    nothing_else = "@" not in parts.path and not parts.query and not parts.fragment
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and at_a_port and plain and nothing_else

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import shutil
 from collections.abc import AsyncIterator, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -179,6 +180,16 @@ async def test_a_role_may_do_this_and_nothing_else(house: House, role: Role, may
                 assert problem(answer) == (403, "forbidden"), name
 
 
+async def test_what_asks_for_a_role_is_for_the_browsers_own_cache_only(house: House) -> None:
+    admin = house.key("admin", Role.ADMIN, ("colon",))
+    async with house.client() as client:
+        slide = await only_slide(client, admin)
+        more = {"description": ("GET", "/v1/slides/{id}/iiif/info.json", None), "404": ("GET", "/v1/slides/x", None)}
+        for name, (method, path, body) in (REQUESTS | more).items():
+            answer = await client.request(method, path.format(id=slide), json=body, headers=bearer(admin))
+            assert answer.headers["cache-control"] in ("private, no-cache", "no-store"), name
+
+
 async def test_an_identity_sees_its_roots_and_the_others_as_if_they_were_not_there(house: House) -> None:
     colon, breast = house.key("c", Role.ADMIN, ("colon",)), house.key("b", Role.ADMIN, ("breast",))
     everything, nothing = house.key("all", Role.VIEWER), house.key("none", Role.VIEWER, ())
@@ -321,6 +332,21 @@ def test_the_file_keeps_no_key_and_is_for_its_owner_alone(tmp_path: Path) -> Non
     assert (tmp_path / "keys.toml").stat().st_mode & 0o777 == 0o600
 
 
+def test_a_full_disk_leaves_the_file_of_keys_as_it_was(tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+    first, second = (StoredKey(name=name, role=Role.VIEWER, sha256=hash_of(new_key())) for name in ("a", "b"))
+    append_key(file, first)
+    before = file.read_text()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 40, limits[1]))
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            append_key(file, second)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert file.read_text() == before
+
+
 @pytest.mark.parametrize(
     "text",
     ["key = 1", "[[key]]\nname = 'a'", "[[key]]\nname = 'a'\nrole = 'boss'\nsha256 = '0'", "[[keys]]\nname = 'a'", "="],
@@ -412,6 +438,18 @@ async def test_wrong_credentials_are_limited_by_address_and_lock_out_nobody_else
         assert (await guesser.get("/healthz")).status_code == 200
         assert (await other.get("/v1/info", headers=bearer(right))).status_code == 200
         assert (await guess(other)).status_code == 401
+
+
+async def test_a_log_in_in_front_that_passes_its_header_on_hides_no_key_in_the_path_and_guesses_nothing(
+    house: House,
+) -> None:
+    house.settings = house.settings.model_copy(update={"wrong_credentials_per_minute": 1})
+    right, basic = house.key("right", Role.VIEWER), {"authorization": "Basic YTpi"}
+    async with house.client() as client:
+        for _ in range(3):
+            assert (await client.get(f"/k/{right}/v1/info", headers=basic)).status_code == 200
+            assert (await client.get("/v1/info", headers=basic)).status_code == 401
+        assert (await client.get(f"/k/{right}/v1/info", headers=bearer(new_key()))).status_code == 401
 
 
 async def test_without_keys_wrong_ones_are_not_counted(settings: Settings) -> None:

@@ -185,13 +185,15 @@ def test_beyond_loopback_it_serves_only_where_callers_are_asked_or_somebody_else
     ("arguments", "named"),
     [
         (["--oidc-issuer", "http://issuer.example", "--oidc-audience", "wsisam"], "https"),
+        (["--oidc-issuer", "https://[issuer", "--oidc-audience", "wsisam"], "https"),
         (["--oidc-issuer", "https://issuer.example"], "oidc_audience"),
         (["--oidc-roles", '{"a": "boss"}'], "oidc_roles"),
         (["--oidc-roles", "{"], "oidc_roles"),
         (["--keys", "nowhere.toml"], "keys"),
+        (["--slides", "foo://bar"], "slides"),
     ],
 )
-def test_settings_of_access_that_cannot_be_used_are_named_in_one_line(
+def test_settings_that_cannot_be_used_are_named_in_one_line(
     arguments: list[str], named: str, slides: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("wsisam_service.assembly.load_backend", lambda settings: None)
@@ -233,7 +235,7 @@ def test_a_key_is_printed_once_and_lets_its_owner_in(
     assert keys.identity(second) == Identity("key:anna", Role.ANNOTATOR), "a second one, so that keys can be renewed"
     (ends,) = [key.expires for key in keys.keys if key.expires is not None]
     assert timedelta(days=29) < ends - datetime.now(UTC) <= timedelta(days=30)
-    for wrong in (["--name", "an na"], ["--role", "boss"]):
+    for wrong in (["--name", "an na"], ["--role", "boss"], *(["--days", days] for days in ("-5", "0", "99999999999"))):
         assert _exit_code([*wanted, *wrong]) == 2
     assert cli.main([*wanted, "--print"]) == 0
     printed = capsys.readouterr()

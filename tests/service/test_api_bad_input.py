@@ -206,6 +206,18 @@ async def test_bad_pictures(
     check(await client.post("/v1/segment", files=parts), status, problem)
 
 
+@pytest.mark.parametrize(
+    ("charset", "status"),
+    [("UTF-8", 200), ("unicode_escape", 415), ("utf-7", 415), ("undefined", 415), ("punycode", 415)],
+)
+async def test_the_texts_of_a_form_are_utf8(client: httpx.AsyncClient, charset: str, status: int) -> None:
+    parts = {"image": ("x.png", small_png(), "image/png"), "request": (None, REQUEST)}
+    form = httpx.Request("POST", "http://test", files=parts)
+    media_type = f"{form.headers['content-type']}; charset={charset}"
+    answer = await client.post("/v1/segment", content=form.read(), headers={"content-type": media_type})
+    assert answer.status_code == status, answer.text
+
+
 async def test_picture_in_a_body_that_is_not_multipart(client: httpx.AsyncClient) -> None:
     check(await client.post("/v1/segment", json={"prompts": [GOOD]}), 415, "unsupported-media-type")
     broken = {"content-type": "multipart/form-data"}

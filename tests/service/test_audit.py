@@ -15,11 +15,14 @@ from typing import Any
 import httpx
 import pytest
 from certificates import Authority
+from joserfc import jwt
+from joserfc.jwk import ECKey
 from lxml import etree
 from processes import wait_until
 from rsyslog import Rsyslog
 from stand_ins import NumpyExecutor
 
+from wsisam_service.access.issuer import Issuer
 from wsisam_service.app import create_app
 from wsisam_service.audit import trail as trail_module
 from wsisam_service.audit.dicom_message import dicom_message
@@ -71,8 +74,8 @@ async def test_a_line_tells_who_asked_what_of_which_slide_and_what_came_of_it(sl
         assert answer.status_code == 200
         await client.post(f"/v1/slides/{slide}/segment", json={"prompts": [{"box": [9, 9, 1, 1]}]})
         await client.get("/v1/slides/Doe-John-1950/thumbnail")
-        for untold in ("/healthz", "/readyz", "/metrics", "/", "/docs"):
-            await client.get(untold)
+        for untold in ("healthz", "readyz", "metrics", "", "docs", "v1/info", "sam/version/", "sam/progress/", "x"):
+            await client.get(f"/{untold}")
     told = lines_of(path)
     assert [line["action"] for line in told] == ["start", *["request"] * 4, "stop"]
     assert [line["sequence"] for line in told] == [1, 2, 3, 4, 5, 6]
@@ -198,7 +201,11 @@ def test_what_was_lost_is_told_once_the_sink_takes_events_again() -> None:
         (AuditEvent("lost", lost=3), "110113", "110133", "0"),
         (AuditEvent("request", route="GET /v1/slides"), "110112", "GET /v1/slides", "0"),
         (AuditEvent("request", route="DELETE /v1/slides/{slide_id}/cache", slide="a"), "110103", None, "0"),
-        (AuditEvent("request", route="POST /v1/slides/{slide_id}/results", slide="a"), "110104", None, "0"),
+        (AuditEvent("request", route="POST /v1/slides/{slide_id}/results", slide="a"), "110103", None, "0"),
+        (AuditEvent("request", route="POST x/results", slide="a", transfer=True), "110104", "POST x/results", "0"),
+        (AuditEvent("request", route="POST x/results", slide="a", transfer=True, status=502), "110104", None, "8"),
+        (AuditEvent("request", route="POST x/results", slide="a", transfer=True, status=422), "110103", None, "4"),
+        (AuditEvent("request", route="POST /sam/weights/"), "110113", "110131", "0"),
         (AuditEvent("request", route="POST /v1/segment", status=503), "110103", None, "8"),
         (AuditEvent("request", status=401), "110114", "110122", "4"),
         (AuditEvent("request", status=403), "110113", "110132", "4"),
@@ -222,6 +229,52 @@ def test_every_kind_of_event_is_a_valid_dicom_message(
     if subtype is not None:
         assert about.find("EventTypeCode").get("csd-code") == subtype
     assert root.find("AuditSourceIdentification").get("AuditEnterpriseSiteID") == "St. Elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("route", "slide", "objects"),
+    [
+        ("GET /v1/slides/{slide_id}", "abc", ["abc"]),
+        ("POST /v1/segment", "", ["picture"]),
+        ("POST /samautomask/", "", ["picture"]),
+        ("POST /sam", "", ["picture"]),
+        ("DELETE /v1/slides/{slide_id}/cache", "", []),
+        ("POST unmatched", "", []),
+        ("POST /sam/weights/", "", []),
+        ("GET /v1/slides", "", []),
+    ],
+)
+def test_a_message_names_a_slide_or_a_picture_that_was_sent_and_nothing_else(
+    route: str, slide: str, objects: list[str]
+) -> None:
+    root = checked(dicom_message(AuditEvent("request", route=route, slide=slide), host="gateway-1", site=""))
+    assert [one.get("ParticipantObjectID") for one in root.findall("ParticipantObjectIdentification")] == objects
+
+
+async def test_wrong_keys_are_told_wherever_they_knock(slides: Path, tmp_path: Path) -> None:
+    path, keys = tmp_path / "audit.jsonl", tmp_path / "keys.toml"
+    keys.touch()
+    async with served(slides, audit_file=path, keys=keys) as client:
+        for route in ("/metrics", "/v1/info", "/v1/slides"):
+            assert (await client.get(route)).status_code == 401
+    assert [line["route"] for line in lines_of(path)[1:-1]] == ["GET /metrics", "GET /v1/info", "GET /v1/slides"]
+
+
+async def test_a_token_without_a_role_is_told_by_its_subject(
+    slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, key, issuer = tmp_path / "audit.jsonl", ECKey.generate_key("P-256"), "https://issuer.example"
+
+    async def key_of(*_: object) -> ECKey:
+        return key
+
+    monkeypatch.setattr(Issuer, "key", key_of)
+    claims = {"iss": issuer, "aud": "wsisam", "sub": "anna", "exp": int(time.time()) + 60}
+    token = jwt.encode({"alg": "ES256"}, claims, key)
+    async with served(slides, audit_file=path, oidc_issuer=issuer, oidc_audience="wsisam") as client:
+        answer = await client.get("/v1/slides", headers={"authorization": f"Bearer {token}"})
+        assert (answer.status_code, answer.json()["type"]) == (403, "/problems/forbidden")
+    assert lines_of(path)[1]["who"] == "oidc:anna"
 
 
 @pytest.fixture

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 from stand_ins import NumpyExecutor
 
+from wsisam_model.registry import SHIPPED_WEIGHTS
 from wsisam_service import assembly, cli
 
 
@@ -47,6 +52,7 @@ def slide(slides: Path) -> str:
         ["segment", "{slide}", "--box", "1,2,30,40", "-o", "nowhere/out.geojson"],
         ["segment", "{slide}", "--box", "1,2,30,40", "--url", "http://127.0.0.1:1"],
         ["segment", "{slide}", "--box", "1,2,30,40", "--url", "nonsense"],
+        ["segment", "{slide}", "--box", "1,2,30,40", "--url", "http://h:x"],
         ["adapters", "a", "b", "c"],
         ["adapters", "nowhere.safetensors"],
         ["parity", "nowhere.npz"],
@@ -62,6 +68,53 @@ def test_a_users_error_is_one_line_and_exit_code_2(
     assert code == 2
     assert error.strip()
     assert error.strip().count("\n") == 0, error
+
+
+@pytest.mark.parametrize("flag", ["--seed", "--max-objects", "--clicks"])
+def test_a_number_below_zero_is_told_by_its_flag(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(["evaluate", "--data", "x", "-o", "y", flag, "-1"]) == 2
+    assert f"argument {flag}: '-1' is no whole number" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "flag", "values"),
+    [
+        (["segment", "x", "--box", "1,2,30,40"], "--mpp", ("nan", "inf", "x")),
+        (["segment", "x", "--box", "1,2,30,40"], "--simplify", ("nan", "inf")),
+        (["precompute", "x"], "--mpp", ("0", "-1", "nan", "inf", "1000")),
+    ],
+)
+def test_what_is_no_measure_is_told_by_its_flag(
+    command: list[str], flag: str, values: Sequence[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for value in values:
+        assert exit_code([*command, "--url", "http://127.0.0.1:1", flag, value]) == 2
+        assert flag in capsys.readouterr().err, value
+
+
+@pytest.mark.parametrize("arguments", [["info"], ["segment", "--box", "600,400,760,520"]])
+def test_output_that_cannot_be_written_is_one_line_and_exit_code_2(
+    arguments: list[str], slide: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert cli.main([*arguments, slide]) == 2
+    assert capsys.readouterr().err == "wsisam: cannot write: No space left on device\n"
+
+
+def test_ctrl_c_while_modules_are_loaded_ends_quietly() -> None:
+    program = """
+import sys
+from wsisam_service.cli import main
+class Interrupted:
+    def find_spec(self, name, *_):
+        if name.startswith("wsisam_service."):
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupted())
+sys.exit(main(["info", "x"]))
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
 
 
 @pytest.mark.parametrize("command", [[], ["serve"], ["segment"], ["info"], ["parity"], ["adapters"]])
@@ -105,6 +158,14 @@ def test_many_prompts_go_in_several_requests(slide: str, tmp_path: Path) -> None
     prompts.write_text(json.dumps([box_feature(100 + 3 * i, 200, None) for i in range(70)]))
     assert cli.main(["segment", slide, "--prompts", str(prompts), "-o", str(out)]) == 0
     assert len(json.loads(out.read_text())["features"]) == 70
+
+
+def test_adapters_written_anew_still_know_their_tissue(tmp_path: Path) -> None:
+    shipped, out = SHIPPED_WEIGHTS / "lite_medsam-default.safetensors", tmp_path / "mine.safetensors"
+    assert cli.main(["adapters", str(shipped), "-o", str(out), "--data", "glas", "--licence", "research"]) == 0
+    before, after = (load_file(path) for path in (shipped, out))
+    assert after.keys() == before.keys()
+    assert after["tissue.looks"].equal(before["tissue.looks"])
 
 
 def test_nothing_found_is_told_by_the_exit_code(slide: str, tmp_path: Path) -> None:

@@ -109,6 +109,8 @@ async def test_qualities(client: httpx.AsyncClient, slide_id: str) -> None:
         "full/2000,/0/default.jpg",
         "full/pct:101/0/default.jpg",
         "full/^99999,99999/0/default.jpg",
+        f"full/^pct:1{'0' * 308}/0/default.jpg",
+        "0,0,1,1/^65501,1/0/default.jpg",
         "full/max/45/default.jpg",
         "full/max/450/default.jpg",
         "full/max/0/native.jpg",
@@ -119,6 +121,14 @@ async def test_what_is_not_understood_answers_400(client: httpx.AsyncClient, sli
     answer = await client.get(f"/v1/slides/{slide_id}/iiif/{request_path}")
     assert (answer.status_code, answer.json()["type"]) == (400, "/problems/invalid-image-request")
     assert answer.headers["access-control-allow-origin"] == "*"
+
+
+async def test_the_largest_picture_of_something_thin_is_as_long_as_a_jpeg_can_be(
+    client: httpx.AsyncClient, slide_id: str
+) -> None:
+    picture = await fetch(client, slide_id, "0,0,1,1000/^max/0/default.jpg")
+    assert picture.shape[:2] == (65_500, 65)
+    assert (await client.get(f"/v1/slides/{slide_id}/iiif/info.json")).json()["maxWidth"] == 65_500
 
 
 async def test_unknown_slides_have_no_image_service(client: httpx.AsyncClient) -> None:
@@ -205,20 +215,13 @@ async def test_pictures_in_memory_stay_within_their_budget(slides: Path) -> None
     etags = [etag_of(slide, request) for request in requests]
     largest = max(len(content) for content in [await _drawn(slide, request) for request in requests])
     pictures = Pictures(max_bytes=2 * largest + largest // 2)
-    try:
-        for etag, request in zip(etags, requests, strict=True):
-            await pictures.draw(etag, slide, request)
-        assert [pictures.held(etag) is not None for etag in etags] == [False, True, True]
-    finally:
-        pictures.close()
+    for etag, request in zip(etags, requests, strict=True):
+        await pictures.draw(etag, slide, request)
+    assert [pictures.held(etag) is not None for etag in etags] == [False, True, True]
 
 
 async def _drawn(slide: object, request: ImageRequest) -> bytes:
-    pictures = Pictures(max_bytes=0)
-    try:
-        return (await pictures.draw("", slide, request)).content  # type: ignore[arg-type]
-    finally:
-        pictures.close()
+    return (await Pictures(max_bytes=0).draw("", slide, request)).content  # type: ignore[arg-type]
 
 
 @pytest.fixture

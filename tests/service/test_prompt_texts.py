@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,17 @@ def test_every_form_that_qupath_writes_is_read(tmp_path: Path, shape: object) ->
 
 @pytest.mark.parametrize(
     "document",
-    [[], {"features": None}, {"type": "Feature"}, [None], feature({"type": "Polygon", "coordinates": []}), "text"],
+    [
+        [],
+        {"features": None},
+        {"type": "Feature"},
+        [None],
+        feature({"type": "Polygon", "coordinates": []}),
+        feature({"type": "Point", "coordinates": [1, math.nan]}),
+        feature({"type": "Point", "coordinates": [1, 10**400]}),
+        feature({"type": "Point", "coordinates": [1, 2]}) | {"properties": "x"},
+        "text",
+    ],
 )
 def test_a_file_without_objects_is_a_usage_error(tmp_path: Path, document: object) -> None:
     with pytest.raises(UsageError):

@@ -303,11 +303,26 @@ def test_the_breaker_lets_one_call_try_after_its_pause() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["redis+sentinel://host:1", "redis+cluster://host", "rediss+cluster://h:1?ssl_ca=x", "redis3://h"]
+    "url",
+    [
+        "redis+sentinel://host:1",
+        "redis+cluster://host",
+        "rediss+cluster://h:1?ssl_ca=x",
+        "redis3://h",
+        "redis://h:1/0?password=hunter2",
+        "redis://h:1?hunter2",
+        "rediss://h:1/0?ssl_password=hunter2",
+        "redis://u:hunter2/2@h:1/0",
+        "redis://u:12/hunter2@h:1/0",
+        "redis://u:12#hunter2@h:1/0",
+        "redis+cluster://u:12/hunter2@h:1",
+        "redis://h:hunter2/0",
+    ],
 )
-def test_a_url_that_is_none_is_refused_at_start(url: str) -> None:
-    with pytest.raises(ValueError, match=r"Redis URL|Sentinel URL"):
+def test_a_url_that_is_none_is_refused_at_start_without_quoting_it(url: str) -> None:
+    with pytest.raises(ValueError, match=r"Redis URL|Sentinel URL") as refused:
         check_url(url)
+    assert "hunter2" not in str(refused.value)
     with pytest.raises(SettingsError, match="setting store"):
         load_settings({"store": url})
 

@@ -210,6 +210,11 @@ async def test_bad_requests_say_why_in_one_line(client: httpx.AsyncClient, body:
     assert "\n" not in answer.text
 
 
+async def test_an_offset_that_no_mask_could_have_is_refused(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/sam/automask/", json={"b64img": picture(), "stability_score_offset": 1e308})
+    assert (answer.status_code, answer.json()["type"]) == (422, "/problems/invalid-number")
+
+
 class Busy(NumpyExecutor):
     async def decode(
         self, jobs: Sequence[DecodeJob], pixels: PixelSource, timings: Timings

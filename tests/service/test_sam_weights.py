@@ -98,7 +98,18 @@ async def test_a_file_of_the_folder_is_registered_by_name(tmp_path: Path, instal
     assert register.names == {"vit_b": "histo"}
 
 
-@pytest.mark.parametrize("name", ["../outside.pth", "/etc/passwd", "missing.pth", "notes.txt", "sub/../../outside.pth"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../outside.pth",
+        "/etc/passwd",
+        "missing.pth",
+        "notes.txt",
+        "sub/../../outside.pth",
+        "\0.pth",
+        f"{'x' * 300}.pth",
+    ],
+)
 async def test_what_lies_outside_the_folder_does_not_exist(tmp_path: Path, installer: Installer, name: str) -> None:
     folder = tmp_path / "weights"
     folder.mkdir()
@@ -141,6 +152,25 @@ async def test_a_redirect_does_not_lead_past_the_allowed_hosts(tmp_path: Path, i
     register = register_of(tmp_path, installer, served(a=elsewhere))
     answer = await register.register("vit_b", "n", "https://weights.example/a.pth", [])
     assert answer == "Not registered: this server does not download from that address."
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("https://[x/a.pth", "that is no address."),
+        ("https://weights.example:99999/a.pth", "that is no address."),
+        ("https://weights.example/moved.pth", "the address could not be reached."),
+        ("https://weights.example/far.pth", "that is no address."),
+        ("https://weights.example/a.pth", "the server's weights folder takes no file now."),
+    ],
+)
+async def test_addresses_that_are_none_and_a_folder_that_is_not_there_are_refused_in_a_sentence(
+    tmp_path: Path, installer: Installer, url: str, why: str
+) -> None:
+    moved = httpx.Response(302, headers={"location": "https://[bad"})
+    far = httpx.Response(302, headers={"location": "https://weights.example:99999/a.pth"})
+    register = register_of(tmp_path / "missing", installer, served(b"good", moved=moved, far=far))
+    assert await register.register("vit_b", "n", url, []) == f"Not registered: {why}"
 
 
 async def test_a_file_that_does_not_fit_is_refused_with_its_reason_and_not_kept(

@@ -74,6 +74,20 @@ def test_where_nobody_is_asked_a_foreign_name_is_refused(server: tuple[subproces
         assert httpx.get(f"{url}/v1/slides", headers={"host": host}).status_code == 200, host
 
 
+def test_the_refusal_of_a_foreign_name_leaves_a_trace(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    with serving("--audit-file", str(path)) as (process, url, _):
+        answer = httpx.get(url, headers={"host": "evil.example", "x-request-id": "evil-1"})
+        assert (answer.status_code, answer.headers["x-request-id"]) == (403, "evil-1")
+        assert answer.json()["request_id"] == "evil-1"
+        process.send_signal(signal.SIGINT)
+        _, log = process.communicate(timeout=30)
+    logged = [json.loads(line) for line in log.splitlines()]
+    told = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["status"] for line in logged if line.get("x-request-id") == "evil-1"] == [403]
+    assert [line["status"] for line in told if line.get("request_id") == "evil-1"] == [403]
+
+
 def test_what_stands_in_front_may_bring_any_name(slides: Path) -> None:
     with serving("--slides", str(slides), "--insecure") as (_, url, _):
         assert httpx.get(f"{url}/v1/slides", headers={"host": "slides.example"}).status_code == 200

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from wsisam_service.assembly import build_service
 from wsisam_service.commands.flags import MODEL_SETTINGS, add_settings, flags_of, settings_of
 from wsisam_service.settings import Settings, SettingsError, load_settings
 
@@ -41,8 +43,13 @@ def test_settings_file_is_found_through_the_environment(tmp_path: Path, monkeypa
     [
         ({"store": "floppy"}, None, "store"),
         ({"port": 70000}, None, "port"),
+        *(({"worker_url": url}, None, "worker_url") for url in ("nope", "http://[x", "http://h:99999", "https://h h")),
+        *(({"audit_syslog": place}, None, "audit_syslog") for place in ("host:99999", "host:0")),
+        *(({"iiif_origins": f"*, https://{origin}"}, None, "iiif_origins") for origin in ("a.example/", "*")),
+        *(({name: "sécret"}, None, name) for name in ("token", "worker_token")),
         ({}, "colour = 1", "colour"),
         ({}, "port = ", "TOML"),
+        ({}, "store = 'folder:M\udcfcnchen'", "TOML"),
     ],
 )
 def test_a_bad_setting_is_named_in_one_line(
@@ -51,10 +58,20 @@ def test_a_bad_setting_is_named_in_one_line(
     config = None
     if text is not None:
         config = tmp_path / "wsisam.toml"
-        config.write_text(text)
+        config.write_text(text, "utf-8", "surrogateescape")
     with pytest.raises(SettingsError, match=named) as caught:
         load_settings(flags, config)
     assert "\n" not in str(caught.value)
+
+
+def test_json_is_read_from_flags_and_environment_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = {"Tumor": ("SCT 49755003 Abnormal", "SCT 108369006 Neoplasm")}
+    assert load_settings({"dicom_codes": json.dumps(codes)}).dicom_codes == codes
+    monkeypatch.setenv("WSISAM_DICOM_CODES", json.dumps(codes))
+    assert load_settings({}).dicom_codes == codes
+    monkeypatch.setenv("WSISAM_PACS", "abc")
+    with pytest.raises(SettingsError, match="setting pacs: is not JSON"):
+        load_settings({})
 
 
 def test_settings_are_frozen() -> None:
@@ -62,11 +79,30 @@ def test_settings_are_frozen() -> None:
         Settings().port = 1  # type: ignore[misc]
 
 
-def test_description_shows_no_secret_and_no_password() -> None:
-    described = Settings(secret="hush", store="redis://user:pass@cache:6379/0").describe()  # type: ignore[arg-type]
-    assert "hush" not in described
-    assert "pass@" not in described
-    assert "cache:6379" in described
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"secret": "hunter2"},
+        {"store": "redis://user:hunter2@cache:6379/0"},
+        {"store": "redis://user:a@hunter2@cache:6379/0"},
+        {"worker_url": "http://user:hunter2@cache:6379"},
+        {"slides": "ftp://user:hun/hunter2@cache:6379/slides"},
+        {"slides": "https://cache:6379/slides?sig=hunter2"},
+        {"cors_origins": "https://user:hunter2@cache:6379"},
+    ],
+)
+def test_what_is_printed_shows_no_secret_and_no_password(given: dict[str, Any]) -> None:
+    try:
+        described = load_settings(given).describe()
+    except SettingsError as error:
+        described = str(error)
+    assert "hunter2" not in described
+    assert given.keys() & {"secret", "cors_origins"} or "cache:6379" in described
+
+
+def test_a_gateways_notes_show_no_password_of_its_worker() -> None:
+    service = build_service(Settings(worker_url="http://user:hunter2@worker:8100"))
+    assert service.notes[0] == "the model runs behind http://…@worker:8100"
 
 
 def test_without_a_secret_tokens_are_signed_but_fingerprints_stay_plain() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import ssl
 import sys
 from collections.abc import Iterator
@@ -14,13 +15,11 @@ import httpx
 import pytest
 import redis
 from certificates import Authority, Certificate
-from fastapi import FastAPI
 from processes import Process, RedisServer, free_port, redis_has_tls, wait_until
 
+from wsisam_service import cli
 from wsisam_service.assembly import _tls_to_workers
 from wsisam_service.cluster.remote_executor import RETRY_PAUSES_S, RemoteExecutor
-from wsisam_service.commands.flags import UsageError
-from wsisam_service.commands.listening import bind, serve_app
 from wsisam_service.errors import WorkerUnavailable
 from wsisam_service.settings import Settings, SettingsError
 from wsisam_service.stores.redis_store import RedisStore
@@ -120,14 +119,19 @@ def test_with_its_certificate_a_gateway_is_still_asked_for_the_token(pair: Pair)
     assert httpx.get(f"{pair.worker}/readyz", verify=context).status_code == 200
 
 
-async def test_files_that_are_no_certificates_are_the_operators_error(tmp_path: Path) -> None:
+def test_files_that_are_no_certificates_are_the_operators_error_before_the_model_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     nonsense = tmp_path / "nonsense.pem"
     nonsense.write_text("no certificate")
     with pytest.raises(SettingsError, match="worker_certificate"):
         _tls_to_workers(Settings(worker_certificate=nonsense))
-    for wrong in ({"tls_certificate": nonsense}, {"tls_client_ca": nonsense}):
-        with bind("127.0.0.1", 0) as listener, pytest.raises(UsageError, match=r"certificate|TLS"):
-            await serve_app(FastAPI(), listener, Settings(**wrong), grace_s=1)
+    for command in ("serve", "worker"):
+        for wrong in ("--tls-certificate", "--tls-client-ca"):
+            assert cli.main([command, "--port", "0", wrong, str(nonsense)]) == 2
+            told = capsys.readouterr()
+            assert re.search(r"certificate.* TLS|tls_certificate", told.err)
+            assert not told.out
 
 
 @pytest.mark.redis

@@ -15,12 +15,16 @@ class Tokens(Protocol):
     """What makes identities of access tokens."""
 
     async def identity(self, token: str) -> Identity:
-        """Whose `token` it is. Raises `Unauthorized`, `Forbidden` for one without a role, and `NotReady` where that
-        cannot be known now.
-        """
+        """Whose `token` it is. Raises `Unauthorized`, `NoRole`, and `NotReady` where that cannot be known now."""
         ...
 
     async def aclose(self) -> None: ...
+
+
+def bearer_of(authorization: str | None) -> str | None:
+    """The key or token in an Authorization header. Other schemes are not ours: a log-in in front passes its own on."""
+    scheme, _, credentials = (authorization or "").strip().partition(" ")
+    return credentials.strip() if scheme.lower() == "bearer" else None
 
 
 class Gate:
@@ -35,19 +39,15 @@ class Gate:
         """Whether callers are asked who they are."""
         return self._keys is not None or self._tokens is not None
 
-    async def identify(self, authorization: str | None, path_key: str | None) -> Identity:
-        """Whose credentials these are; a header wins over a key in the path. Raises what `Tokens.identity` raises."""
+    async def identify(self, bearer: str | None, path_key: str | None) -> Identity:
+        """Whose credentials these are; a header's win over a key in the path. Raises what `Tokens.identity` raises."""
         if not self.asks:
             return ANONYMOUS
-        if authorization is None:
+        if bearer is None:
             return self._of_key(path_key or "")
-        scheme, _, credentials = authorization.strip().partition(" ")
-        credentials = credentials.strip()
-        if scheme.lower() != "bearer":
-            raise Unauthorized(_REFUSED)
-        if self._tokens is None or KEY.fullmatch(credentials):
-            return self._of_key(credentials)
-        return await self._tokens.identity(credentials)
+        if self._tokens is None or KEY.fullmatch(bearer):
+            return self._of_key(bearer)
+        return await self._tokens.identity(bearer)
 
     async def aclose(self) -> None:
         if self._tokens is not None:

@@ -151,11 +151,11 @@ def signing_keys(document: Mapping[str, Any]) -> dict[str, SigningKey]:
 
 def _private(url: str) -> bool:
     """Whether nobody on the way can read or change what is at `url`."""
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    if parts.scheme != "http":
-        return parts.scheme == "https" and bool(host)
     try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        if parts.scheme != "http":
+            return parts.scheme == "https" and bool(host)
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
+    except ValueError:  # no URL, or no address
         return False

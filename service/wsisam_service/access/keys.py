@@ -6,6 +6,8 @@ The file is TOML, one `[[key]]` a key: `name`, `role`, `roots` (absent: every ro
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import hmac
 import json
@@ -167,14 +169,22 @@ def key_block(key: StoredKey) -> str:
 
 
 def append_key(path: Path, key: StoredKey) -> None:
-    """Add `key` to the file, which is made where there is none, readable by its owner alone. Raises OSError."""
-    content = path.read_bytes() if path.exists() else b""
-    gap = b"\n" if content.endswith(b"\n") else b"\n\n" if content else b""
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    try:
-        os.write(descriptor, gap + key_block(key).encode())
-    finally:
-        os.close(descriptor)
+    """Add `key` to the file, which is made where there is none, readable by its owner alone. Raises OSError, and leaves
+    the file as it was.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+    with open(descriptor, "r+b", buffering=0) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed, so that nobody's key is cut off with half of ours
+        content = file.read()
+        gap = b"\n" if content.endswith(b"\n") else b"\n\n" if content else b""
+        block = gap + key_block(key).encode()
+        try:
+            if file.write(block) != len(block):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(descriptor)  # some disks say only then that they are full
+        except OSError:
+            file.truncate(len(content))
+            raise
 
 
 def _text(value: str) -> str:

@@ -25,6 +25,14 @@ MAX_SUBJECT = 255
 _MALFORMED = (JoseError, ValueError, TypeError, OverflowError, RecursionError)
 
 
+class NoRole(Forbidden):
+    """A valid access token, of the caller `who`, that gives no role here."""
+
+    def __init__(self, who: str) -> None:
+        super().__init__("the access token gives no role here")
+        self.who = who
+
+
 class AccessTokens:
     """Judges access tokens of `issuer` for `audience`.
 
@@ -60,12 +68,13 @@ class AccessTokens:
         subject = claims["sub"]
         if not subject.isprintable() or len(subject) > MAX_SUBJECT:
             raise Unauthorized("the access token is not valid")
+        who = f"oidc:{subject}"
         names = _names(claims, self._roles_claim)
         granted = strongest(self._grants[name] for name in names if name in self._grants)
         if granted is None:
-            raise Forbidden("the access token gives no role here")
+            raise NoRole(who)
         role, roots = granted
-        return Identity(f"oidc:{subject}", role, roots)
+        return Identity(who, role, roots)
 
     async def aclose(self) -> None:
         await self._issuer.aclose()

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from starlette.requests import Request
 
 from wsisam_service.access.failures import Failures
-from wsisam_service.access.gate import Gate
+from wsisam_service.access.gate import Gate, bearer_of
 from wsisam_service.access.identity import Identity, address_of, set_identity
 from wsisam_service.access.path_keys import path_key_of
 from wsisam_service.access.rules import need_of, suffices
 from wsisam_service.access.shares import Shares
+from wsisam_service.access.tokens import NoRole
+from wsisam_service.api.auditing import note_caller
 from wsisam_service.errors import Forbidden, Unauthorized
 
 
@@ -49,13 +51,16 @@ async def _identify(request: Request, admission: Admission) -> Identity:
     """Who asks. Credentials from an address with too many wrong ones are not looked at: `RateLimited`. Who has none
     guesses nothing, and is told that they are needed.
     """
-    authorization, path_key = request.headers.get("authorization"), path_key_of(request.scope)
-    if not admission.gate.asks or (authorization is None and path_key is None):
-        return await admission.gate.identify(authorization, path_key)
+    bearer, path_key = bearer_of(request.headers.get("authorization")), path_key_of(request.scope)
+    if not admission.gate.asks or (bearer is None and path_key is None):
+        return await admission.gate.identify(bearer, path_key)
     address = address_of(request.scope)
     admission.failures.check(address)
     try:
-        return await admission.gate.identify(authorization, path_key)
+        return await admission.gate.identify(bearer, path_key)
     except Unauthorized:
         admission.failures.count(address)
+        raise
+    except NoRole as error:
+        note_caller(request.scope, error.who)
         raise

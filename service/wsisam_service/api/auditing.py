@@ -1,4 +1,4 @@
-"""Tells the audit trail of every request that is about slides or pictures."""
+"""Tells the audit trail of every request that is about slides or pictures, and of whoever is refused anywhere."""
 
 from __future__ import annotations
 
@@ -10,16 +10,26 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from wsisam_service.access.identity import address_of, identity_of
 from wsisam_service.api.middleware import ClientGone
-from wsisam_service.audit.events import CLIENT_GONE_STATUS, AuditEvent
+from wsisam_service.audit.events import CLIENT_GONE_STATUS, UNKNOWN, AuditEvent
 from wsisam_service.audit.trail import AuditTrail
 from wsisam_service.errors import problem_of
 from wsisam_service.logs import request_id
 
-UNKNOWN = "unknown"
-"""Who asked, where nobody knows: refused before they said."""
-_UNTOLD = ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/problems/", "/page/", "/favicon")
-"""Paths that tell nothing of a slide: probes, descriptions and the page's own files."""
+_SLIDES_AND_PICTURES = ("/v1/slides", "/v1/segment")
+_EXTENSION = "/sam"
+"""Pictures and weights come to it by POST; what is asked by GET tells nothing of them."""
+_CALLER_KEY, _TRANSFER_KEY = "wsisam.caller", "wsisam.transfer"
 _SLIDE_ID = re.compile(r"[a-z2-7]{1,64}")
+
+
+def note_caller(scope: Scope, who: str) -> None:
+    """Note in an ASGI scope who asks, where they are known and have no identity here."""
+    scope[_CALLER_KEY] = who
+
+
+def note_transfer(scope: Scope) -> None:
+    """Note in an ASGI scope that something is being sent to a PACS."""
+    scope[_TRANSFER_KEY] = True
 
 
 class AuditMiddleware:
@@ -30,7 +40,7 @@ class AuditMiddleware:
         self.trail = trail
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] == "/" or scope["path"].startswith(_UNTOLD):
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         status = 0
@@ -51,7 +61,15 @@ class AuditMiddleware:
             status = status or problem_of(error).status
             raise
         finally:
-            self.trail.record(_event(scope, status or HTTPStatus.INTERNAL_SERVER_ERROR, time.perf_counter() - started))
+            event = _event(scope, status or HTTPStatus.INTERNAL_SERVER_ERROR, time.perf_counter() - started)
+            if _is_told(scope, event):
+                self.trail.record(event)
+
+
+def _is_told(scope: Scope, event: AuditEvent) -> bool:
+    path = scope["path"]
+    about_slides = path.startswith(_SLIDES_AND_PICTURES) or (path.startswith(_EXTENSION) and scope["method"] == "POST")
+    return about_slides or event.credentials_refused or event.status == HTTPStatus.FORBIDDEN
 
 
 def _event(scope: Scope, status: int, seconds: float) -> AuditEvent:
@@ -60,11 +78,12 @@ def _event(scope: Scope, status: int, seconds: float) -> AuditEvent:
     slide = str(scope.get("path_params", {}).get("slide_id", ""))
     return AuditEvent(
         "request",
-        who=UNKNOWN if identity is None else identity.id,
+        who=scope.get(_CALLER_KEY, UNKNOWN) if identity is None else identity.id,
         role="" if identity is None else identity.role,
         address=address_of(scope),
         route=f"{scope['method']} {getattr(scope.get('route'), 'path', 'unmatched')}",
         slide=slide if _SLIDE_ID.fullmatch(slide) else "",
+        transfer=scope.get(_TRANSFER_KEY, False),
         status=status,
         ms=seconds * 1e3,
         request_id=request_id(),

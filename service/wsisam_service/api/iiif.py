@@ -21,10 +21,6 @@ from wsisam_service.iiif import addresses as iiif
 from wsisam_service.iiif.pictures import Pictures, etag_of
 
 JSON_LD_MEDIA_TYPE = f'application/ld+json;profile="{iiif.CONTEXT}"'
-CACHE_CONTROL = "private, no-cache"
-"""Slides are patients' data: for the browser's own cache only. It asks whether a tile is still the file's before it
-shows it again, which costs a 304: tissue that was replaced must not be seen.
-"""
 PROFILE_LINK = f'<{iiif.PROFILE}>;rel="profile"'
 PREFIX_HEADER = "x-forwarded-prefix"
 _PREFIX = re.compile(r"(/[\w.~-]+)+", re.ASCII)
@@ -85,7 +81,7 @@ async def show_information(slide_id: str, request: Request, services: ServicesDe
     slide = await services.catalogue.open(slide_id)
     document = iiif.information(_identifier(request).removesuffix("/info.json"), slide.width, slide.height)
     linked = "application/ld+json" in request.headers.get("accept", "")
-    headers = {"cache-control": "no-cache", "vary": "accept", "link": PROFILE_LINK}
+    headers = {"vary": "accept", "link": PROFILE_LINK}
     return json_response(document, headers=headers, media_type=JSON_LD_MEDIA_TYPE if linked else JSON_MEDIA_TYPE)
 
 
@@ -116,7 +112,7 @@ async def show_picture(
     etag = etag_of(slide, wanted)
     image = _identifier(request).rsplit("/", 4)[0]
     canonical = f'<{image}/{iiif.canonical(wanted, (slide.width, slide.height))}>;rel="canonical"'
-    headers = {"etag": etag, "cache-control": CACHE_CONTROL, "link": f"{PROFILE_LINK}, {canonical}"}
+    headers = {"etag": etag, "link": f"{PROFILE_LINK}, {canonical}"}
     if etag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
     picture = pictures.held(etag)

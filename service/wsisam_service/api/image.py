@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 from starlette.responses import Response
@@ -24,6 +25,7 @@ from wsisam_service.pictures.picture import decode_picture
 from wsisam_service.pictures.picture_slide import slide_of_picture
 
 MAX_REQUEST_PART_BYTES = 4 << 20
+_UTF_8 = (b"utf-8", b"utf8")
 _SCHEMA: dict[str, Any] = {
     "type": "object",
     "required": ["image", "request"],
@@ -39,8 +41,11 @@ router = APIRouter(tags=["segment"])
 
 async def read_form(request: Request) -> FormData:
     """A dependency that reads a multipart body; its size is bounded where it comes in."""
-    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+    media_type, options = parse_options_header(request.headers.get("content-type", ""))
+    if media_type != b"multipart/form-data":
         raise UnsupportedMediaType("the body is multipart/form-data here, with the parts image and request")
+    if options.get(b"charset", b"utf-8").lower() not in _UTF_8:  # Python's other codecs do more than read texts
+        raise UnsupportedMediaType("the texts of a form are UTF-8 here")
     return await request.form(max_files=2, max_fields=2, max_part_size=MAX_REQUEST_PART_BYTES)
 
 

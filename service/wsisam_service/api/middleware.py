@@ -14,12 +14,15 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from wsisam_service.api.problems import error_response
+from wsisam_service.audit.events import CLIENT_GONE_STATUS
 from wsisam_service.errors import BodyTooLarge, InvalidRequest, NotReady, Timeout
 from wsisam_service.logs import RequestIds, current_request
 from wsisam_service.metrics import INFLIGHT, REQUEST_SECONDS, REQUESTS
 
-CLIENT_GONE_STATUS = 499
-"""In logs and metrics only: nobody is there to be answered."""
+PRIVATE = "private, no-cache"
+"""Whatever is answered here may be a patient's: for the browser's own cache only, which asks again before it shows it,
+for tissue that was replaced must not be seen.
+"""
 
 T = TypeVar("T")
 
@@ -31,7 +34,9 @@ class ClientGone(Exception):
 
 
 class RequestMiddleware:
-    """Outermost: names the request, turns what nobody foresaw into a problem document, logs and counts."""
+    """Around all but CORS and keys in the path: names the request, turns errors that nobody else did into problem
+    documents, keeps answers out of shared caches, logs and counts.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -49,9 +54,11 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = ids.request_id
+                answered = MutableHeaders(scope=message)
+                answered["x-request-id"] = ids.request_id
+                answered.setdefault("cache-control", PRIVATE)
                 if _has_two_ends(headers):  # what follows it may be a body to whoever stands in front of us
-                    MutableHeaders(scope=message)["connection"] = "close"
+                    answered["connection"] = "close"
             await send(message)
 
         start = time.perf_counter()

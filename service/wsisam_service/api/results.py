@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends
 from starlette.requests import Request
 from starlette.responses import Response
 
+from wsisam_service.api.auditing import note_transfer
 from wsisam_service.api.bodies import described_body, described_problems, json_body, json_response
 from wsisam_service.api.deps import ServicesDep
 from wsisam_service.api.middleware import unless_client_gone
@@ -43,6 +44,7 @@ async def make_result(
     result = await unless_client_gone(request, services.results.of_request(slide, body.request()))
     if not body.store:
         return dicom_response(result)
+    note_transfer(request.scope)
     await services.results.store(slide, result)
     stored = StoredAnswer(
         study_uid=result.study_uid,

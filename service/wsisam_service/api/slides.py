@@ -21,15 +21,13 @@ from wsisam_service.errors import ImageTooLarge
 from wsisam_service.slides import pixels
 from wsisam_service.slides.catalogue import ListedSlide, Slide
 from wsisam_service.slides.items import DicomQuery
-from wsisam_service.slides.lanes import LISTING_LANE, PICTURE_LANE
+from wsisam_service.slides.lanes import LISTING_LANE, picture_lane
 from wsisam_service.slides.reader import RgbImage
 from wsisam_service.views import MAX_REQUEST_MPP, MIN_REQUEST_MPP
 
 DEFAULT_PAGE, MAX_PAGE = 100, 1000
 DEFAULT_THUMBNAIL, MAX_THUMBNAIL = 512, 4096
 JPEG_QUALITY, MAX_JPEG_SIDE = 90, 65_500
-PRIVATE = {"cache-control": "private, no-cache"}
-"""Slides are patients' data: for the browser's own cache only, which asks again before it shows anything."""
 
 PictureFormat = Literal["jpeg", "png"]
 Finite = Annotated[float, Query(allow_inf_nan=False)]
@@ -59,8 +57,7 @@ async def list_slides(
             "slides": [_summary(listed.slide) for listed in page.slides if listed.slide],
             "unreadable": [_unreadable(listed) for listed in page.slides if not listed.slide],
             "next": page.next,
-        },
-        headers=PRIVATE,
+        }
     )
 
 
@@ -82,7 +79,7 @@ async def show_slide(slide_id: str, services: ServicesDep) -> Response:
         "origin_mm": info.origin_mm,
         "warnings": warnings,
     }
-    return json_response(_summary(slide) | details, headers=PRIVATE)
+    return json_response(_summary(slide) | details)
 
 
 @router.get(
@@ -139,9 +136,8 @@ async def show_region(
 
 async def _picture(request: Request, slide: Slide, draw: Callable[[], bytes], format: PictureFormat) -> Response:
     """What `draw` gives, as long as somebody waits for it."""
-    lane = PICTURE_LANE if slide.lane.listing is None else slide.lane  # one that may wait long does so elsewhere
-    content = await unless_client_gone(request, lane.run(draw))
-    return Response(content, headers=PRIVATE, media_type=f"image/{format}")
+    content = await unless_client_gone(request, picture_lane(slide.lane).run(draw))
+    return Response(content, media_type=f"image/{format}")
 
 
 def _default_mpp(services: Services) -> float:

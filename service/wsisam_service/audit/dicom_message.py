@@ -25,11 +25,16 @@ _QUERY: Code = ("110112", "DCM", "Query")
 _ALERT: Code = ("110113", "DCM", "Security Alert")
 _AUTHENTICATION: Code = ("110114", "DCM", "User Authentication")
 _LOGIN: Code = ("110122", "DCM", "Login")
+_SOFTWARE: Code = ("110131", "DCM", "Software Configuration")
 _RESTRICTED: Code = ("110132", "DCM", "Use of Restricted Function")
 _RECORDING_STOPPED: Code = ("110133", "DCM", "Audit Recording Stopped")
 _APPLICATION: Code = ("110150", "DCM", "Application")
 _SLIDE_ID: Code = ("slide-id", "wsisam", "Opaque id of a slide")
 _PICTURE_ID: Code = ("picture", "wsisam", "A picture sent along, kept by nobody")
+
+_REGISTRATION = re.compile("POST /sam/?weights/?")
+_PICTURE_SENT = re.compile("POST /(v1/segment|sam.*)")
+"""Routes of requests that carry a picture; registrations of weights aside."""
 
 _OUTCOMES: Mapping[Outcome, str] = {"success": "0", "left": "4", "refused": "4", "failed": "8"}
 _DECLARATION = b'<?xml version="1.0" encoding="UTF-8"?>'
@@ -73,7 +78,7 @@ def dicom_message(event: AuditEvent, *, host: str, site: str) -> bytes:
     place = {"AuditEnterpriseSiteID": site} if site else {}
     source = _add(root, "AuditSourceIdentification", AuditSourceID=f"wsisam@{host}", **place)
     _add(source, "AuditSourceTypeCode", **{"csd-code": _SERVER_PROCESS})
-    if kind in (_ACCESSED, _TRANSFERRED):
+    if kind in (_ACCESSED, _TRANSFERRED) and (event.slide or _PICTURE_SENT.fullmatch(event.route)):
         _add_object(root, event)
     document: bytes = ElementTree.tostring(root, encoding="UTF-8", xml_declaration=False)
     return _DECLARATION + document
@@ -82,21 +87,24 @@ def dicom_message(event: AuditEvent, *, host: str, site: str) -> bytes:
 def _kind(event: AuditEvent) -> tuple[Code, Code | None, ActionCode]:
     """What the standard calls this event: id, type and action."""
     own = {"start": (_ACTIVITY, _START), "stop": (_ACTIVITY, _STOP), "lost": (_ALERT, _RECORDING_STOPPED)}
-    unallowed: dict[int, tuple[Code, Code]] = {
-        HTTPStatus.UNAUTHORIZED: (_AUTHENTICATION, _LOGIN),
-        HTTPStatus.FORBIDDEN: (_ALERT, _RESTRICTED),
-    }
-    if event.status == HTTPStatus.TOO_MANY_REQUESTS and not event.role:
-        unallowed[event.status] = (_AUTHENTICATION, _LOGIN)  # nobody knows who it was: too many wrong credentials
-    known = own.get(event.action) or unallowed.get(event.status)
+    known = own.get(event.action) or _security(event)
     if known is not None:
         return *known, "E"
     asked: Code = (event.route, "wsisam", "Method and route of the request")
     if event.route == "GET /v1/slides":
         return _QUERY, asked, "E"
-    if event.route.endswith("/results"):
+    if event.transfer and event.outcome != "refused":  # what failed, or was not waited for, may have been sent
         return _TRANSFERRED, asked, "C"
     return _ACCESSED, asked, "D" if event.route.startswith("DELETE ") else "R"
+
+
+def _security(event: AuditEvent) -> tuple[Code, Code] | None:
+    """Id and type of a request that was refused for want of rights, or that changes what the service runs."""
+    if event.credentials_refused:
+        return _AUTHENTICATION, _LOGIN
+    if event.status == HTTPStatus.FORBIDDEN:
+        return _ALERT, _RESTRICTED
+    return (_ALERT, _SOFTWARE) if _REGISTRATION.fullmatch(event.route) else None
 
 
 def _outcome_text(event: AuditEvent) -> str:

@@ -12,6 +12,9 @@ Outcome = Literal["success", "refused", "failed", "left"]
 """`refused` is the caller's fault or lack of rights, `failed` the service's; who `left` did not wait for the answer."""
 
 CLIENT_GONE_STATUS = 499
+"""In logs, metrics and here only: nobody is there to be answered."""
+UNKNOWN = "unknown"
+"""Who asked, where nobody knows: refused before they said."""
 SYSTEM = "system"
 """Who acts where no caller does."""
 
@@ -20,7 +23,8 @@ SYSTEM = "system"
 class AuditEvent:
     """`sequence` counts the events of this process from 1: a gap is a loss, a repetition the same event again.
 
-    `route` is the route's template with its method. `lost` is how many events a sink had no room for.
+    `route` is the route's template with its method. `transfer` says that something was to be sent to a PACS. `lost` is
+    how many events a sink had no room for.
     """
 
     action: Action
@@ -31,6 +35,7 @@ class AuditEvent:
     address: str = ""
     route: str = ""
     slide: str = ""
+    transfer: bool = False
     status: int = HTTPStatus.OK
     ms: float = 0.0
     request_id: str = ""
@@ -43,6 +48,12 @@ class AuditEvent:
         if self.status < HTTPStatus.BAD_REQUEST:
             return "success"
         return "refused" if self.status < HTTPStatus.INTERNAL_SERVER_ERROR else "failed"
+
+    @property
+    def credentials_refused(self) -> bool:
+        """Whether credentials were missing or wrong, or too many wrong ones came before them."""
+        too_many = self.status == HTTPStatus.TOO_MANY_REQUESTS and self.who == UNKNOWN
+        return self.status == HTTPStatus.UNAUTHORIZED or too_many
 
 
 def now() -> datetime:

@@ -75,6 +75,7 @@ def _line(event: AuditEvent) -> bytes:
         "address": event.address,
         "route": event.route,
         "slide": event.slide,
+        "transfer": event.transfer or "",
         "status": event.status,
         "outcome": event.outcome,
         "ms": round(event.ms, 1),

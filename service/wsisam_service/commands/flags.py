@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,6 +17,17 @@ _SEVERAL = ("slides", "own_adapters")
 
 class UsageError(Exception):
     """What the user of the command line got wrong, in one line."""
+
+
+def finite(text: str) -> float:
+    """What a flag says where it measures something; argparse tells of anything else."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number")
+    return number
 
 
 def add_settings(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:

@@ -12,6 +12,8 @@ from wsisam_service.access.identity import Role
 from wsisam_service.access.keys import KeyFileError, StoredKey, append_key, hash_of, key_block, new_key, read_keys
 from wsisam_service.commands.flags import UsageError, add_settings, settings_of
 
+MAX_DAYS = 36_500
+
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("key", help="make API keys", description=__doc__)
@@ -31,6 +33,8 @@ def run(options: argparse.Namespace) -> int:
     if path is None and not options.print:
         raise UsageError("no file to keep the key's hash in: give --keys FILE, set WSISAM_KEYS, or give --print")
     roots = None if options.roots is None else tuple(filter(None, map(str.strip, options.roots.split(","))))
+    if options.days is not None and not 0 < options.days <= MAX_DAYS:
+        raise UsageError(f"--days is from 1 to {MAX_DAYS}")
     expires = None if options.days is None else datetime.now(UTC) + timedelta(days=options.days)
     key = new_key()
     try:

@@ -59,17 +59,27 @@ def raise_file_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-async def serve_app(app: FastAPI, listener: socket.socket, settings: Settings, *, grace_s: int) -> None:
-    """Serve `app` until the process is asked to end; requests under way then have `grace_s`.
+def check_tls(settings: Settings) -> None:
+    """Raises `UsageError` for certificate files that cannot be used; to be called before the model is loaded."""
+    if settings.tls_certificate is None:
+        if settings.tls_key or settings.tls_client_ca:
+            raise UsageError("tls_key and tls_client_ca need tls_certificate")
+        return
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(settings.tls_certificate, settings.tls_key)
+        if settings.tls_client_ca is not None:
+            context.load_verify_locations(settings.tls_client_ca)
+    except OSError as error:  # ssl.SSLError is one too
+        raise UsageError(f"the certificate files of TLS cannot be used: {error}") from error
 
-    Raises `UsageError` for certificates that cannot be used.
-    """
+
+async def serve_app(app: FastAPI, listener: socket.socket, settings: Settings, *, grace_s: int) -> None:
+    """Serve `app` until the process is asked to end; requests under way then have `grace_s`."""
     import uvicorn
 
     from wsisam_service.commands.connections import bounded_protocol
 
-    if settings.tls_certificate is None and (settings.tls_key or settings.tls_client_ca):
-        raise UsageError("tls_key and tls_client_ca need tls_certificate")
     raise_file_limit()
     config = uvicorn.Config(
         app,
@@ -87,8 +97,4 @@ async def serve_app(app: FastAPI, listener: socket.socket, settings: Settings, *
         ssl_ca_certs=settings.tls_client_ca,
         ssl_cert_reqs=ssl.CERT_NONE if settings.tls_client_ca is None else ssl.CERT_REQUIRED,
     )
-    try:
-        config.load()
-    except OSError as error:  # ssl.SSLError is one too
-        raise UsageError(f"the certificate files of TLS cannot be used: {error}") from error
     await uvicorn.Server(config).serve(sockets=[listener])

@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 from wsisam_model.config import ModelConfig, model_config
 from wsisam_service.commands.flags import UsageError, add_settings, settings_of
-from wsisam_service.commands.slide_client import RemoteSlide
+from wsisam_service.commands.slide_client import RemoteSlide, document_of
 from wsisam_service.slides.tissue import tissue_centres
-from wsisam_service.views import nearest_step, step_mpp
+from wsisam_service.views import MAX_REQUEST_MPP, MIN_REQUEST_MPP, nearest_step, step_mpp
 
 THUMBNAIL = 2048
 POINTS_AT_ONCE = 4
@@ -67,6 +67,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(options: argparse.Namespace) -> int:
     if options.concurrency < 1:
         raise UsageError("--concurrency is at least 1")
+    if options.mpp is not None and not MIN_REQUEST_MPP <= options.mpp <= MAX_REQUEST_MPP:
+        raise UsageError(f"--mpp is from {MIN_REQUEST_MPP:g} to {MAX_REQUEST_MPP:g}")
     token = settings_of(options).token.get_secret_value()
     with RemoteSlide(options.url, options.slide, token) as slide:
         plan = make_plan(slide, options.mpp)
@@ -131,10 +133,8 @@ def _prewarm(slide: RemoteSlide, plan: Plan, points: Sequence[Point], stop: thre
     pause_s = 1.0
     while not stop.is_set():
         answer = slide.prewarm({"points": points, "mpp": plan.mpp, "wait": True})
-        if answer.is_success:
-            return int(answer.json()["new"])
         if answer.status_code not in BUSY:
-            raise UsageError(f"the server refuses: {answer.json().get('detail', answer.reason_phrase)}")
+            return int(document_of(answer)["new"])
         told = answer.headers.get("retry-after", "")
         stop.wait(float(told) if told.isdigit() else pause_s)
         pause_s = min(2 * pause_s, LONGEST_WAIT_S)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import codecs
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from wsisam_service.commands.flags import UsageError
 
@@ -33,11 +35,11 @@ def read_prompts(path: Path) -> list[Prompt]:
     Id and classification of the objects are carried over. Raises `UsageError`.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8-sig"))
+        document = orjson.loads(path.read_bytes().removeprefix(codecs.BOM_UTF8))  # strict: no NaN, no infinity
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is not JSON") from error
+    except orjson.JSONDecodeError as error:
+        raise UsageError(f"{path} is not JSON: {error}") from error
     prompts = [_feature_prompt(feature, number, path) for number, feature in enumerate(_features(document))]
     if not prompts:
         raise UsageError(f"{path} holds no object")
@@ -56,8 +58,9 @@ def _feature_prompt(feature: Any, number: int, path: Path) -> Prompt:
         geometry = feature["geometry"]
         positions = list(_positions(geometry["coordinates"]))
         kind = geometry["type"]
-    except (LookupError, TypeError, ValueError, RecursionError) as error:
-        raise UsageError(f"object {number} of {path} has no geometry that can be read") from error
+        classification = (feature.get("properties") or {}).get("classification")
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise UsageError(f"object {number} of {path} has no geometry or properties that can be read") from error
     if not positions:
         raise UsageError(f"object {number} of {path} is empty")
     prompt: Prompt = {"id": str(feature.get("id", number))}
@@ -66,7 +69,7 @@ def _feature_prompt(feature: Any, number: int, path: Path) -> Prompt:
     else:
         xs, ys = zip(*positions, strict=True)
         prompt["box"] = (min(xs), min(ys), max(xs), max(ys))
-    if classification := (feature.get("properties") or {}).get("classification"):
+    if classification:
         prompt["classification"] = classification
     return prompt
 

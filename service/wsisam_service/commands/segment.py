@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 from tqdm import tqdm
 
-from wsisam_service.commands.flags import CACHE_SETTINGS, MODEL_SETTINGS, UsageError, add_settings, settings_of
+from wsisam_service.commands.flags import CACHE_SETTINGS, MODEL_SETTINGS, UsageError, add_settings, finite, settings_of
 from wsisam_service.commands.prompt_texts import Prompt, box_prompt, points_prompt, read_prompts
 from wsisam_service.commands.slide_client import RemoteSlide, SlideClient
 from wsisam_service.commands.slide_local import LocalSlide
@@ -40,8 +40,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--format", choices=(GEOJSON, *DICOM_KINDS), help="[dicom-seg where FILE ends in .dcm, else geojson]"
     )
-    parser.add_argument("--mpp", type=float, help="µm per view pixel [from the prompt's extent]")
-    parser.add_argument("--simplify", type=float, default=DEFAULT_SIMPLIFY, help="view pixels [%(default)s]")
+    parser.add_argument("--mpp", type=finite, help="µm per view pixel [from the prompt's extent]")
+    parser.add_argument("--simplify", type=finite, default=DEFAULT_SIMPLIFY, help="view pixels [%(default)s]")
     parser.add_argument("--url", help="ask this server instead of loading the model here")
     add_settings(parser, ("token", *MODEL_SETTINGS, *CACHE_SETTINGS))
     parser.set_defaults(run=run)

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from wsisam_service.commands.flags import UsageError, add_settings, settings_of
-from wsisam_service.commands.listening import is_loopback, listen, serve_app, url_of
+from wsisam_service.commands.listening import check_tls, is_loopback, listen, serve_app, url_of
 from wsisam_service.logs import configure_logging
 from wsisam_service.settings import Settings
 
@@ -35,6 +35,7 @@ def run(options: argparse.Namespace) -> int:
             f"nobody would be asked who they are, so {settings.host} is refused: set WSISAM_KEYS to a file of keys "
             "(wsisam key new) or WSISAM_OIDC_ISSUER, or give --insecure if something in front of it asks"
         )
+    check_tls(settings)
     print(f"wsisam {version('wsisam')}\n{settings.describe()}", flush=True)
     configure_logging()
     with listen(settings.host, settings.port) as listener, suppress(KeyboardInterrupt):
@@ -43,12 +44,12 @@ def run(options: argparse.Namespace) -> int:
 
 
 async def _serve(settings: Settings, listener: socket.socket) -> None:
-    from wsisam_service.api.local_hosts import LocalHosts
+    from wsisam_service.api import local_hosts
     from wsisam_service.assembly import build_service
 
     service = build_service(settings)
     if not (settings.asks_callers or settings.insecure):
-        service.app.add_middleware(LocalHosts)
+        local_hosts.install(service.app)
     url = url_of(listener, settings)
     notes = service.notes if settings.slides else (*service.notes, NO_SLIDES)
     print("\n".join((*notes, f"listening on {url} (try {url}/docs)")), flush=True)

@@ -41,7 +41,10 @@ class RemoteSlide:
     def __init__(self, url: str, slide: str, token: str = "") -> None:
         transport = httpx.HTTPTransport(retries=RETRIES)
         headers = {"authorization": f"Bearer {token}"} if token else {}
-        self._http = httpx.Client(base_url=url.rstrip("/"), timeout=TIMEOUT_S, transport=transport, headers=headers)
+        try:
+            self._http = httpx.Client(base_url=url.rstrip("/"), timeout=TIMEOUT_S, transport=transport, headers=headers)
+        except httpx.InvalidURL as error:
+            raise UsageError(f"--url: {error}") from error
         self._slide = slide
         self._path = ""
 
@@ -56,28 +59,21 @@ class RemoteSlide:
 
     def segment(self, body: Mapping[str, Any]) -> dict[str, Any]:
         answer = self._call("POST", f"{self._path}/segment", json=body)
-        document: dict[str, Any] = answer.json()
-        if answer.is_success:
-            return document
-        if "errors" in document:
+        if not answer.is_success and "errors" in (document := _json_object(answer)):
             failed = [{"id": error.get("id"), "problem": error} for error in document["errors"]]
             return {"warnings": [], "results": failed}
-        raise UsageError(f"the server refuses: {document.get('detail', answer.reason_phrase)}")
+        return document_of(answer)
 
     def result(self, body: Mapping[str, Any]) -> bytes:
-        answer = self._call("POST", f"{self._path}/results", json=body)
-        if not answer.is_success:
-            raise UsageError(f"the server refuses: {answer.json().get('detail', answer.reason_phrase)}")
-        return answer.content
+        return _content_of(self._call("POST", f"{self._path}/results", json=body))
 
     def facts(self) -> dict[str, Any]:
         """The document of the slide."""
-        found: dict[str, Any] = self._call("GET", self._path).json()
-        return found
+        return document_of(self._call("GET", self._path))
 
     def thumbnail(self, max_side: int) -> bytes:
         """JPEG of the whole slide."""
-        return self._call("GET", f"{self._path}/thumbnail", params={"max": max_side}).content
+        return _content_of(self._call("GET", f"{self._path}/thumbnail", params={"max": max_side}))
 
     def prewarm(self, body: Mapping[str, Any]) -> httpx.Response:
         """Whatever the server answers to `POST …/prewarm`."""
@@ -85,22 +81,26 @@ class RemoteSlide:
 
     def server_info(self) -> dict[str, Any]:
         """The document of `GET /v1/info`."""
-        answer: dict[str, Any] = self._call("GET", "/v1/info").json()
-        return answer
+        return document_of(self._call("GET", "/v1/info"))
 
     def _find(self) -> str:
         """The id of the slide of this name, or of this id."""
         name, cursor = Path(self._slide).name, ""
         while True:
-            page = self._call("GET", "/v1/slides", params={"q": name, "limit": PAGE, "cursor": cursor}).json()
-            for slide in page.get("slides", ()):
+            answer = self._call("GET", "/v1/slides", params={"q": name, "limit": PAGE, "cursor": cursor})
+            page = document_of(answer)
+            if not isinstance(page.get("slides"), list):
+                raise _not_ours(answer)
+            for slide in page["slides"]:
                 if slide["name"] == name:
                     return str(slide["id"])
             if not (cursor := page.get("next") or ""):
                 break
-        if self._call("GET", f"/v1/slides/{quote(self._slide, safe='')}").is_success:
-            return self._slide
-        raise UsageError(f"the server has no slide called {name}")
+        answer = self._call("GET", f"/v1/slides/{quote(self._slide, safe='')}")
+        if answer.status_code == httpx.codes.NOT_FOUND:
+            raise UsageError(f"the server has no slide called {name}")
+        document_of(answer)
+        return self._slide
 
     def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
         """The answer; only 401 and 403, which no caller can do anything about, are errors here."""
@@ -113,3 +113,34 @@ class RemoteSlide:
         if answer.status_code == httpx.codes.FORBIDDEN:
             raise UsageError("the server refuses: the key does not allow this")
         return answer
+
+
+def document_of(answer: httpx.Response) -> dict[str, Any]:
+    """The JSON object that a success is. Raises `UsageError` with what the server says instead."""
+    _check(answer)
+    return _json_object(answer)
+
+
+def _content_of(answer: httpx.Response) -> bytes:
+    _check(answer)
+    return answer.content
+
+
+def _check(answer: httpx.Response) -> None:
+    if not answer.is_success:
+        raise UsageError(f"the server refuses: {_json_object(answer).get('detail', answer.reason_phrase)}")
+
+
+def _json_object(answer: httpx.Response) -> dict[str, Any]:
+    try:
+        document = answer.json()
+    except (ValueError, RecursionError) as error:
+        raise _not_ours(answer) from error
+    if not isinstance(document, dict):
+        raise _not_ours(answer)
+    return document
+
+
+def _not_ours(answer: httpx.Response) -> UsageError:
+    said = f"{answer.status_code} {answer.reason_phrase}"
+    return UsageError(f"what answers at --url ({said}) is no WSI-SAM server, or stands in front of one")

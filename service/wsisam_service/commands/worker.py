@@ -9,7 +9,7 @@ from contextlib import suppress
 from importlib.metadata import version
 
 from wsisam_service.commands.flags import CACHE_SETTINGS, MODEL_SETTINGS, UsageError, add_settings, settings_of
-from wsisam_service.commands.listening import bind, is_loopback, serve_app, url_of
+from wsisam_service.commands.listening import bind, check_tls, is_loopback, serve_app, url_of
 from wsisam_service.logs import configure_logging
 from wsisam_service.settings import Settings
 
@@ -34,6 +34,7 @@ def run(options: argparse.Namespace) -> int:
             f"without a token anybody could call this worker, so {settings.host} is refused: "
             "give --worker-token, or set WSISAM_WORKER_TOKEN, the same as for the gateways"
         )
+    check_tls(settings)
     print(f"wsisam {version('wsisam')} worker\n{settings.describe()}", flush=True)
     configure_logging()
     port = settings.port if "port" in settings.model_fields_set else DEFAULT_PORT

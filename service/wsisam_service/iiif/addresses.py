@@ -14,6 +14,8 @@ from wsisam_service.errors import InvalidImageRequest
 from wsisam_service.slides.pixels import MAX_REGION_PIXELS
 
 TILE_SIDE = 512
+MAX_SIDE = 65_500
+"""Pixels of a JPEG's longer side at most, and so of a PNG's, that `max` may mean one size."""
 CONTEXT = "http://iiif.io/api/image/3/context.json"
 PROFILE = "http://iiif.io/api/image/3/level2.json"
 EXTRA_FEATURES = ("canonicalLinkHeader", "mirroring", "profileLinkHeader", "sizeUpscaling")
@@ -22,6 +24,7 @@ EXTRA_QUALITIES = ("bitonal", "color", "gray")
 Quality = Literal["default", "color", "gray", "bitonal"]
 Format = Literal["jpg", "png"]
 
+_TOO_LARGE = f"a picture has at most {MAX_REGION_PIXELS} pixels, and {MAX_SIDE} a side"
 _NUMBER = r"\d+(?:\.\d*)?|\.\d+"
 _REGION = re.compile(rf"(pct:)?({_NUMBER}),({_NUMBER}),({_NUMBER}),({_NUMBER})", re.ASCII)
 _SIDES = re.compile(r"(\d{1,9})?,(\d{1,9})?", re.ASCII)
@@ -80,8 +83,9 @@ def information(identifier: str, width: int, height: int) -> dict[str, Any]:
         "profile": "level2",
         "width": width,
         "height": height,
+        "maxWidth": MAX_SIDE,  # and height, where that is not told
         "maxArea": MAX_REGION_PIXELS,
-        "sizes": [{"width": w, "height": h} for w, h in sizes if w * h <= MAX_REGION_PIXELS],
+        "sizes": [{"width": w, "height": h} for w, h in sizes if _fits(w, h)],
         "tiles": [{"width": TILE_SIDE, "height": TILE_SIDE, "scaleFactors": factors}],
         "preferredFormats": ["jpg"],
         "extraFeatures": list(EXTRA_FEATURES),
@@ -126,16 +130,20 @@ def _size(text: str, region: tuple[int, int]) -> tuple[int, int]:
         raise InvalidImageRequest("the picture would have no pixels")
     if not enlarges and (width > region[0] or height > region[1]):
         raise InvalidImageRequest("the picture would be larger than the region; ask for ^ to enlarge")
-    if width * height > MAX_REGION_PIXELS:
-        raise InvalidImageRequest(f"a picture has at most {MAX_REGION_PIXELS} pixels")
+    if not _fits(width, height):
+        raise InvalidImageRequest(_TOO_LARGE)
     return width, height
+
+
+def _fits(width: int, height: int) -> bool:
+    return width * height <= MAX_REGION_PIXELS and max(width, height) <= MAX_SIDE
 
 
 def _asked_size(form: str, region: tuple[int, int], *, enlarges: bool) -> tuple[int, int]:
     """The size that `form` names, without its ^."""
     width, height = region
     if form == "max":
-        scale = math.sqrt(MAX_REGION_PIXELS / (width * height))
+        scale = min(math.sqrt(MAX_REGION_PIXELS / (width * height)), MAX_SIDE / max(region))
         return _scaled(region, scale if enlarges else min(1.0, scale), round_to=math.floor)
     if percent := _PERCENT.fullmatch(form):
         return _scaled(region, float(percent[1]) / 100)
@@ -154,8 +162,10 @@ def _asked_size(form: str, region: tuple[int, int], *, enlarges: bool) -> tuple[
 
 def _scaled(region: tuple[int, int], scale: float, round_to: Any = round) -> tuple[int, int]:
     """`region` (width, height) times `scale`; thin ones keep a pixel."""
-    if not 0 < scale < math.inf:
+    if scale <= 0:
         raise InvalidImageRequest("the picture would have no pixels")
+    if scale > MAX_SIDE:  # not multiplied: the product may be beyond what a float can hold
+        raise InvalidImageRequest(_TOO_LARGE)
     return max(1, round_to(region[0] * scale)), max(1, round_to(region[1] * scale))
 
 

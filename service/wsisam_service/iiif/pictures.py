@@ -1,30 +1,25 @@
-"""Pictures of slides for IIIF clients: drawn in threads of their own, and held encoded, bounded in bytes."""
+"""Pictures of slides for IIIF clients: held encoded, bounded in bytes."""
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import io
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Set as AbstractSet
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
 from wsisam_service import metrics
-from wsisam_service.errors import Overloaded
 from wsisam_service.iiif.addresses import ImageRequest
 from wsisam_service.slides.catalogue import Slide
+from wsisam_service.slides.lanes import picture_lane
 from wsisam_service.slides.pixels import read_rectangle
 from wsisam_service.slides.reader import RgbImage
 
 JPEG_QUALITY = 85
-MAX_WAITING = 256
-"""Pictures waiting to be drawn before requests are refused: some seconds of work."""
 MEDIA_TYPES = {"jpg": "image/jpeg", "png": "image/png"}
 _VERSION = "1"
 """Part of every ETag; changes when the same request gives other pixels."""
@@ -47,9 +42,6 @@ class Pictures:
         self._held: OrderedDict[str, EncodedPicture] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
-        # One core stays free for clicks; the codecs of one picture spread over the readers' own threads anyway.
-        self._threads = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), thread_name_prefix="iiif")
-        self._waiting = 0
 
     def held(self, etag: str) -> EncodedPicture | None:
         """The picture of `etag`, where it is in memory."""
@@ -61,17 +53,7 @@ class Pictures:
 
     async def draw(self, etag: str, slide: Slide, request: ImageRequest) -> EncodedPicture:
         """Raises `UnreadableSlide`, and `Overloaded` where too many wait. Cancelling drops what has not started."""
-        if self._waiting >= MAX_WAITING:
-            raise Overloaded("too many tiles are waiting to be drawn", retry_after_s=2)
-        self._waiting += 1
-        try:
-            if slide.lane.listing is None:
-                loop = asyncio.get_running_loop()
-                picture = await loop.run_in_executor(self._threads, _draw, slide, request)
-            else:  # one that may wait long does so elsewhere
-                picture = await slide.lane.run(_draw, slide, request)
-        finally:
-            self._waiting -= 1
+        picture = await picture_lane(slide.lane).run(_draw, slide, request)
         self._keep(etag, picture)
         return picture
 
@@ -86,9 +68,6 @@ class Pictures:
             for etag in [etag for etag, picture in self._held.items() if picture.fingerprint in fingerprints]:
                 self._bytes -= len(self._held.pop(etag).content)
             metrics.CACHE_BYTES.labels("iiif").set(self._bytes)
-
-    def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _keep(self, etag: str, picture: EncodedPicture) -> None:
         with self._lock:

@@ -14,6 +14,9 @@ OutputType = Literal[
     "Multi-mask (best quality)",
 ]
 
+MAX_LOGIT = 1000.0
+"""Beyond what any of the networks says, and within what their numbers can hold."""
+
 
 class _Body(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -42,7 +45,7 @@ class AutomaskBody(PictureBody):
     points_per_side: int = Field(32, ge=1)
     pred_iou_thresh: FiniteFloat = 0.88
     stability_score_thresh: FiniteFloat = 0.95
-    stability_score_offset: FiniteFloat = Field(1.0, ge=0)
+    stability_score_offset: FiniteFloat = Field(1.0, ge=0, le=MAX_LOGIT)
     box_nms_thresh: FiniteFloat = 0.7
     min_mask_region_area: int = Field(0, ge=0)
     output_type: OutputType = "Single mask"

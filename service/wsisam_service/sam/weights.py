@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 import httpx
 
@@ -120,8 +120,12 @@ class WeightsRegister:
 
     def _local_file(self, name: str, folder: Path) -> Path:
         """The file called `name` in the folder. What lies outside does not exist for a client."""
-        path = (folder / name).resolve()
-        if not path.is_relative_to(folder.resolve()) or path.suffix not in SUFFIXES or not path.is_file():
+        try:
+            path = (folder / name).resolve()
+            found = path.is_relative_to(folder.resolve()) and path.suffix in SUFFIXES and path.is_file()
+        except (OSError, ValueError):  # no file can have this name
+            found = False
+        if not found:
             raise Refusal("the server's weights folder has no such file.")
         return path
 
@@ -132,13 +136,17 @@ class WeightsRegister:
         try:
             await self._download(url, part)
             await asyncio.to_thread(part.rename, kept)
-            try:
-                await self._load(self._install, model, kept)
-            except BaseException:
-                kept.unlink()
-                raise
+        except OSError as error:
+            _log.warning("a download of weights cannot be kept: %s", type(error).__name__)
+            raise Refusal("the server's weights folder takes no file now.") from error
         finally:
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+        try:
+            await self._load(self._install, model, kept)
+        except BaseException:
+            kept.unlink(missing_ok=True)
+            raise
 
     async def _load(self, install: Install, model: str, path: Path) -> None:
         self.progress = Progress("Reading the weights", 99)
@@ -157,7 +165,7 @@ class WeightsRegister:
                             raise Refusal(f"the address answers {response.status_code}.")
                         await self._receive(response, part)
                         return
-                except httpx.HTTPError as error:
+                except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
                     _log.info("download of weights failed: %s", type(error).__name__)
                     raise Refusal("the address could not be reached.") from error
         raise Refusal("the address redirects too often.")
@@ -176,14 +184,24 @@ class WeightsRegister:
                 self.progress = Progress(f"Downloading, {received >> 20} MiB", percent)
 
     def _check_address(self, url: str) -> None:
-        parts = urlsplit(url)
+        parts = _split(url)
         if parts.scheme != "https" or (parts.hostname or "").lower() not in self._hosts:
             raise Refusal("this server does not download from that address.")
 
 
+def _split(url: str) -> SplitResult:
+    """The parts of `url`, its port looked at too."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as error:
+        raise Refusal("that is no address.") from error
+    return parts
+
+
 def _file_name(url: str) -> str:
     """The last part of an address as a harmless file name."""
-    name = PurePosixPath(unquote(urlsplit(url).path)).name
+    name = PurePosixPath(unquote(_split(url).path)).name
     kept = "".join(c for c in name if c.isascii() and (c.isalnum() or c in "._-")).lstrip(".")[-80:]
     if not kept.endswith(SUFFIXES):
         raise Refusal(f"the address does not end in {', '.join(SUFFIXES)}.")

@@ -66,4 +66,10 @@ PICTURE_LANE = BoundedLane(
     waiting=256,
     refusal="Too many pictures are waiting to be drawn.",
 )
-"""For pictures of files. One core stays free for clicks."""
+"""For pictures of files. One core stays free for clicks; the codecs of one picture spread over the readers' own threads
+anyway."""
+
+
+def picture_lane(of_slide: Lane) -> Lane:
+    """Where pictures are drawn of a slide of lane `of_slide`: one that may wait long does so there."""
+    return PICTURE_LANE if of_slide.listing is None else of_slide

@@ -5,11 +5,12 @@
     redis+cluster://USER:PASSWORD@HOST:PORT,…
 
 `rediss+sentinel` and `rediss+cluster` use TLS, whose files go into the query:
-`?ssl_ca_certs=…&ssl_certfile=…&ssl_keyfile=…`.
+`?ssl_ca_certs=…&ssl_certfile=…&ssl_keyfile=…`. Nothing else does, so that a query never holds a password.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
@@ -21,20 +22,25 @@ from redis.sentinel import Sentinel
 
 SCHEMES = tuple(f"{base}{kind}" for base in ("redis", "rediss") for kind in ("", "+sentinel", "+cluster"))
 _TLS_OPTIONS = frozenset(("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname"))
+_PLAIN_PLACE = re.compile(r"([^:\s]*|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[0-9]*)?")
 _READ_BYTES = 1 << 20
 """Bytes asked of a socket at once; redis-py's 64 KiB cost an embedding of 3.4 MB half again as much time."""
 
 
 def check_url(url: str) -> None:
-    """Raises `ValueError` for a URL that `connect` would not take."""
+    """Raises `ValueError` for a URL that `connect` would not take; as it may hold a password, it is not quoted."""
     parts = urlsplit(url)
     kind = parts.scheme.partition("+")[2]
     if parts.scheme not in SCHEMES:
         raise ValueError(f"a Redis URL begins with {', '.join(SCHEMES)}")
+    if "@" in parts.path or parts.fragment:
+        raise ValueError("in USER and PASSWORD of a Redis URL %2F, %3F and %23 stand for /, ? and #")
     if kind:
         _hosts(parts)
-        _tls(parts)
-    if kind == "sentinel" and not parts.path.strip("/"):
+    elif not _PLAIN_PLACE.fullmatch(parts.netloc.rpartition("@")[2] + parts.path):
+        raise ValueError("a Redis URL of one server is redis://USER:PASSWORD@HOST:PORT/DB")
+    _tls(parts)
+    if kind == "sentinel" and not re.fullmatch(r"/[^/]+(/[0-9]*)?", parts.path):
         raise ValueError("a Sentinel URL ends with /SERVICE or /SERVICE/DB")
 
 
@@ -88,8 +94,8 @@ def _login(parts: SplitResult) -> dict[str, str]:
 
 
 def _tls(parts: SplitResult) -> dict[str, Any]:
-    given = dict(parse_qsl(parts.query))
-    if unknown := set(given) - _TLS_OPTIONS:
-        raise ValueError(f"a Redis URL has no option {', '.join(sorted(unknown))}")
+    given = dict(parse_qsl(parts.query, keep_blank_values=True))
+    if not given.keys() <= (_TLS_OPTIONS if parts.scheme.startswith("rediss") else frozenset()):
+        raise ValueError(f"a Redis URL has no options but, with rediss, {', '.join(sorted(_TLS_OPTIONS))}")
     check = given.pop("ssl_check_hostname", None)
     return {**given, **({} if check is None else {"ssl_check_hostname": check.lower() in ("1", "true", "yes")})}
