@@ -19,7 +19,8 @@ from tiffslide import TiffSlide
 from wsisam_service.errors import NotBrightfield, ServiceError, UnreadableSlide
 from wsisam_service.slides.opening import open_slide
 from wsisam_service.slides.reader import Level
-from wsisam_service.slides.tiff import MAX_IMAGES, TiffReader
+from wsisam_service.slides.tiff import TiffReader
+from wsisam_service.slides.tiff_facts import MAX_IMAGES
 from wsisam_service.slides.tiles import TileCache
 
 Pixels = npt.NDArray[np.uint8]
