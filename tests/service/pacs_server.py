@@ -97,7 +97,8 @@ class PacsServer:
     """Serves `datasets`. `fault`, where set, answers in its place; `delay_s` comes before every answer.
 
     `stars`: whether it knows transfer-syntax=*; `pages`: whether it heeds limit and offset; `most`: series that it
-    gives at most in one answer; `counts`: whether it tells how many instances a series has.
+    gives at most in one answer; `counts`: whether it tells how many instances a series has; `beyond`: what it answers
+    where it has no series.
     """
 
     def __init__(self, *datasets: pydicom.Dataset, port: int = 0, tls: ssl.SSLContext | None = None) -> None:
@@ -106,7 +107,7 @@ class PacsServer:
         self.fault: Callable[[Handler], None] | None = None
         self.delay_s = 0.0
         self.stars = self.pages = self.counts = True
-        self.most = 1000
+        self.most, self.beyond = 1000, 204
         handler = type("PacsHandler", (Handler,), {"pacs": self})
         self._http = _Http(("127.0.0.1", port), handler)
         self._scheme = "dicomweb+http"
@@ -160,7 +161,7 @@ class PacsServer:
         listed = list(series.values())
         if self.pages:
             listed = listed[int(query.get("offset", 0)) :][: min(int(query.get("limit", 1000)), self.most)]
-        request.answer(200 if listed else 204, json.dumps([one.to_json_dict() for one in listed]).encode())
+        request.answer(200 if listed else self.beyond, json.dumps([one.to_json_dict() for one in listed]).encode())
 
     def _frames(self, request: Handler, names: list[str]) -> None:
         if "transfer-syntax=*" in request.headers["accept"] and not self.stars:

@@ -204,10 +204,11 @@ def test_a_long_listing_comes_in_pages(
     assert len(catalogue_of(pacs, max_series=3).list().slides) == 3
 
 
+@pytest.mark.parametrize("beyond", [200, 204, 400, 404])
 def test_a_service_that_gives_fewer_series_than_asked_for_is_asked_for_the_rest(
-    pacs: PacsServer, tissue: Tissue
+    beyond: int, pacs: PacsServer, tissue: Tissue
 ) -> None:
-    pacs.most = 2
+    pacs.most, pacs.beyond = 2, beyond
     pacs.datasets += [one for _ in range(5) for one in pyramid(tissue[:64, :64], levels=1)]
     assert len(DicomWeb(access(pacs)).search({}, 10)) == 5
     assert max(int(dict(asked.query)["limit"]) for asked in pacs.asked) <= 100  # beyond which some refuse

@@ -128,7 +128,12 @@ class DicomWeb:
         found: dict[str, FoundSeries] = {}
         asked = 0
         while len(found) < at_most:
-            page = self._search_page(conditions, asked)
+            try:
+                page = self._search_page(conditions, asked)
+            except UnreadableSlide:  # 404, as some say beyond their last page
+                if not asked:
+                    raise
+                break
             series = [one for one in map(_found, page) if one is not None]
             new = {one.series: one for one in series if one.series not in found}
             if not new:  # some services know no pages and give everything each time
@@ -148,7 +153,8 @@ class DicomWeb:
             headers={"accept": _DICOM_JSON},
             max_bytes=MAX_LISTING_BYTES,
         )
-        if answer.status == httpx.codes.NO_CONTENT:
+        beyond_the_last = offset > 0 and answer.status == httpx.codes.BAD_REQUEST
+        if answer.status == httpx.codes.NO_CONTENT or beyond_the_last:
             return []
         return self._datasets(answer)
 
