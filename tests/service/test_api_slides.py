@@ -119,7 +119,7 @@ async def test_pictures_are_for_the_browsers_own_cache_only(client: httpx.AsyncC
         assert (await client.get(f"/v1/slides{path}")).headers["cache-control"] == "private, no-cache"
 
 
-async def test_a_crowd_of_pictures_holds_up_no_click_and_who_leaves_has_none_drawn(
+async def test_a_crowd_of_pictures_holds_up_no_click_and_no_tile_and_who_leaves_has_none_drawn(
     client: httpx.AsyncClient, slide_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop, go, begun, drawn = asyncio.get_running_loop(), threading.Event(), asyncio.Event(), list[RgbImage]()
@@ -137,6 +137,8 @@ async def test_a_crowd_of_pictures_holds_up_no_click_and_who_leaves_has_none_dra
         await asyncio.wait_for(begun.wait(), timeout=10)
         click = client.post(f"/v1/slides/{slide_id}/segment", json={"prompts": [{"box": [100, 100, 200, 200]}]})
         assert (await asyncio.wait_for(click, timeout=10)).status_code == 200
+        tile = client.get(f"/v1/slides/{slide_id}/iiif/0,0,64,64/max/0/default.jpg")
+        assert (await asyncio.wait_for(tile, timeout=10)).status_code == 200
     finally:
         for task in crowd:
             task.cancel()

@@ -16,6 +16,8 @@ from wsisam_service.errors import NotSupported, ServiceError, UnreadableSlide
 if TYPE_CHECKING:
     import pydicom
 
+_log = logging.getLogger(__name__)
+
 _EMPTY_IF_ABSENT = (
     "PatientName",
     "PatientID",
@@ -100,7 +102,8 @@ def quietly() -> Iterator[None]:
             yield
         except ServiceError:
             raise
-        except Exception:  # a damaged value raises on first sight, in many ways
+        except Exception as error:  # a damaged value raises on first sight, in many ways
+            _log.warning("no DICOM object can be derived: %s", type(error).__name__)  # its words may quote a patient
             raise UnreadableSlide("no object can be derived from the slide's DICOM headers") from None
 
 

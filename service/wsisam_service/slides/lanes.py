@@ -60,16 +60,18 @@ LISTING_LANE = BoundedLane(
     "listings", threads=8, waiting=256, refusal="Too many requests wait to learn which slides there are."
 )
 """For what looks through the roots, and waits a moment for a PACS that has not told yet."""
+_DRAWING_THREADS = max(1, (os.cpu_count() or 1) - 1)
+"""One core stays free for clicks; the codecs of one picture spread over the readers' own threads anyway."""
 PICTURE_LANE = BoundedLane(
-    "pictures",
-    threads=max(1, (os.cpu_count() or 1) - 1),
-    waiting=256,
-    refusal="Too many pictures are waiting to be drawn.",
+    "pictures", threads=_DRAWING_THREADS, waiting=256, refusal="Too many pictures are waiting to be drawn."
 )
-"""For pictures of files. One core stays free for clicks; the codecs of one picture spread over the readers' own threads
-anyway."""
+"""For regions and thumbnails of files, which may take half a minute where a slide has no smaller levels."""
+TILE_LANE = BoundedLane(
+    "iiif", threads=_DRAWING_THREADS, waiting=256, refusal="Too many tiles are waiting to be drawn."
+)
+"""For IIIF pictures of files: viewers ask for tiles, which should not wait for the former."""
 
 
-def picture_lane(of_slide: Lane) -> Lane:
-    """Where pictures are drawn of a slide of lane `of_slide`: one that may wait long does so there."""
-    return PICTURE_LANE if of_slide.listing is None else of_slide
+def drawing_lane(for_files: Lane, of_slide: Lane) -> Lane:
+    """Where a picture is drawn of a slide of lane `of_slide`: `for_files`, but one that may wait long does so there."""
+    return for_files if of_slide.listing is None else of_slide
