@@ -27,7 +27,7 @@ from wsisam_service.views import MAX_REQUEST_MPP, MIN_REQUEST_MPP
 
 DEFAULT_PAGE, MAX_PAGE = 100, 1000
 DEFAULT_THUMBNAIL, MAX_THUMBNAIL = 512, 4096
-JPEG_QUALITY, MAX_JPEG_SIDE = 90, 65_500
+JPEG_QUALITY = 90
 
 PictureFormat = Literal["jpeg", "png"]
 Finite = Annotated[float, Query(allow_inf_nan=False)]
@@ -164,8 +164,9 @@ def _unreadable(listed: ListedSlide) -> dict[str, Any]:
 def _encode(picture: RgbImage, format: PictureFormat) -> bytes:
     buffer = io.BytesIO()
     if format == "jpeg":
-        if max(picture.shape) > MAX_JPEG_SIDE:
-            raise ImageTooLarge(f"A JPEG has at most {MAX_JPEG_SIDE} pixels a side; ask for a PNG or a larger mpp.")
+        if max(picture.shape) > pixels.MAX_JPEG_SIDE:
+            most = pixels.MAX_JPEG_SIDE
+            raise ImageTooLarge(f"A JPEG has at most {most} pixels a side; ask for a PNG or a larger mpp.")
         Image.fromarray(picture).save(buffer, "JPEG", quality=JPEG_QUALITY)
     else:
         Image.fromarray(picture).save(buffer, "PNG", compress_level=1)

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from wsisam_service.errors import InvalidImageRequest
-from wsisam_service.slides.pixels import MAX_REGION_PIXELS
+from wsisam_service.slides.pixels import MAX_JPEG_SIDE, MAX_REGION_PIXELS
 
 TILE_SIDE = 512
-MAX_SIDE = 65_500
-"""Pixels of a JPEG's longer side at most, and so of a PNG's, that `max` may mean one size."""
+MAX_SIDE = MAX_JPEG_SIDE
+"""Of a PNG too, so that `max` means one size."""
 CONTEXT = "http://iiif.io/api/image/3/context.json"
 PROFILE = "http://iiif.io/api/image/3/level2.json"
 EXTRA_FEATURES = ("canonicalLinkHeader", "mirroring", "profileLinkHeader", "sizeUpscaling")

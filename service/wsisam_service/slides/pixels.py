@@ -19,6 +19,8 @@ from wsisam_service.views import View
 
 MAX_REGION_PIXELS = 16_000_000
 """Largest output of `read_region_image`."""
+MAX_JPEG_SIDE = 65_500
+"""Longest side that a JPEG can have."""
 COARSER_TOLERANCE = 1.02
 """A level coarser by this little still counts as not coarser: scanners' 0.252 µm is meant as the ladder's 0.25 µm."""
 KEPT_DETAIL = 2
