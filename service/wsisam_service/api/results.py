@@ -18,8 +18,11 @@ from wsisam_service.dicom.derived import DicomResult
 DICOM_MEDIA_TYPE = "application/dicom"
 MAX_RESULT_BODY_BYTES = 16 << 20
 """Parsed, GeoJSON takes some twenty times as much memory."""
+MAX_RESULT_VALUES = 4_000_000
+"""A million vertices have three million."""
 
 router = APIRouter(tags=["segment"])
+_read_body = json_body(ResultBody, max_bytes=MAX_RESULT_BODY_BYTES, max_values=MAX_RESULT_VALUES)
 
 
 @router.post(
@@ -35,7 +38,7 @@ async def make_result(
     slide_id: str,
     request: Request,
     services: ServicesDep,
-    body: Annotated[ResultBody, Depends(json_body(ResultBody, MAX_RESULT_BODY_BYTES))],
+    body: Annotated[ResultBody, Depends(_read_body)],
 ) -> Response:
     """A segmentation or bulk annotations, from GeoJSON or from refine tokens. The same content has the same UIDs, so
     that a request can be repeated.

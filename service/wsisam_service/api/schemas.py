@@ -2,6 +2,7 @@
 
 Bodies are strict: unknown fields and texts in place of numbers are refused. What a prompt *means* (inverted box, NaN,
 no positive point, outside the slide) is left to `wsisam_service.segmenting.prompts`, where it fails that prompt alone.
+Only a body's first fault is told, so lists end at theirs (`fail_fast`): a million faults would take seconds to collect.
 """
 
 from __future__ import annotations
@@ -74,7 +75,9 @@ class PromptBody(_Body):
 
     id: Text | None = Field(None, description="Comes back with the result.")
     box: BoxXYXY | None = Field(None, description="x0, y0, x1, y1 in the request's frame and units.")
-    points: tuple[PointXYLabel, ...] = Field((), description="x, y, label; label 1 is on the object, 0 beside it.")
+    points: tuple[PointXYLabel, ...] = Field(
+        (), fail_fast=True, description="x, y, label; label 1 is on the object, 0 beside it."
+    )
     mask: MaskBody | None = None
     refine: Text | None = Field(None, description="Token of an earlier result that this prompt corrects.")
     classification: str | dict[str, JsonValue] | None = Field(
@@ -91,7 +94,7 @@ class SegmentBody(_Body):
 
     model_config = ConfigDict(json_schema_extra={"examples": [e["value"] for e in SEGMENT_EXAMPLES.values()]})
 
-    prompts: list[PromptBody] = Field(min_length=1, max_length=MAX_PROMPTS)
+    prompts: list[PromptBody] = Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)
     model: Text | None = Field(None, description="The server's default model where absent.")
     adapters: Text = Field(
         DEFAULT_ADAPTERS,
@@ -163,7 +166,7 @@ class ResultBody(_Body):
     geojson: dict[str, Any] | None = Field(
         None, description="A FeatureCollection of areas in level-0 pixels, as QuPath exports one."
     )
-    refine: list[KeptBody] = Field([], max_length=MAX_OUTLINES)
+    refine: list[KeptBody] = Field([], max_length=MAX_OUTLINES, fail_fast=True)
     model: Text | None = Field(None, description="What drew the outlines; the default model where absent.")
     adapters: Text = DEFAULT_ADAPTERS
     level: int | None = Field(
@@ -202,8 +205,8 @@ class PrewarmBody(_Body):
     model_config = ConfigDict(json_schema_extra={"examples": [{"region": [0, 0, 4096, 4096], "mpp": 1.0}]})
 
     region: RegionXYWH | None = Field(None, description="x, y, width, height.")
-    boxes: tuple[BoxXYXY, ...] = Field((), max_length=MAX_PROMPTS)
-    points: tuple[tuple[float, float], ...] = Field((), max_length=MAX_PROMPTS)
+    boxes: tuple[BoxXYXY, ...] = Field((), max_length=MAX_PROMPTS, fail_fast=True)
+    points: tuple[tuple[float, float], ...] = Field((), max_length=MAX_PROMPTS, fail_fast=True)
     mpp: Mpp | None = None
     units: Units = "px"
     frame: Frame | None = None

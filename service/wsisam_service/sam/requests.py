@@ -34,8 +34,8 @@ class DetectBody(PictureBody):
     """`bbox` (x0, y0, x1, y1) has exclusive ends; a point means the pixel of that index. Neither is clipped."""
 
     bbox: tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat] | None = None
-    point_coords: tuple[tuple[FiniteFloat, FiniteFloat], ...] = ()
-    point_labels: tuple[int, ...] = ()
+    point_coords: tuple[tuple[FiniteFloat, FiniteFloat], ...] = Field((), fail_fast=True)
+    point_labels: tuple[int, ...] = Field((), fail_fast=True)
     multimask_output: bool = False
 
 
