@@ -22,7 +22,8 @@ from wsisam_service.jobs import Timings
 from wsisam_service.segmenting.prompts import PromptSpec
 from wsisam_service.segmenting.segmenter import Segmenter, SegmentRequest
 from wsisam_service.settings import Settings
-from wsisam_service.slides.catalogue import Catalogue, Slide
+from wsisam_service.slides.catalogue import Catalogue
+from wsisam_service.slides.slide import Slide
 from wsisam_service.slides.write import write_pyramid
 
 CLICKED = (970.0, 960.0, 1070.0, 1110.0)

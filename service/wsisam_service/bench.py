@@ -23,8 +23,8 @@ import numpy as np
 
 from wsisam_service.jobs import DEFAULT_ADAPTERS, NO_ADAPTERS, DecodeJob, Timings, ViewPixels
 from wsisam_service.settings import Settings
-from wsisam_service.slides.catalogue import Slide
 from wsisam_service.slides.pixels import read_view
+from wsisam_service.slides.slide import Slide
 from wsisam_service.views import View, view_for_extent
 
 if TYPE_CHECKING:

@@ -21,10 +21,11 @@ from wsisam_service.dicom.pacs_settings import PacsSettings
 from wsisam_service.dicom.web import DicomWeb
 from wsisam_service.errors import PacsUnavailable, ServiceError
 from wsisam_service.settings import Settings
-from wsisam_service.slides.catalogue import Catalogue, Slide
+from wsisam_service.slides.catalogue import Catalogue
 from wsisam_service.slides.items import DicomQuery
 from wsisam_service.slides.opening import open_slide
 from wsisam_service.slides.pixels import read_rectangle
+from wsisam_service.slides.slide import Slide
 
 USER, PASSWORD = "reader", "hush-hush"
 CLICK, OTHER_CLICK = ({"prompts": [{"box": box}]} for box in ([80, 80, 160, 160], [1800, 2500, 1900, 2580]))

@@ -18,8 +18,8 @@ from stand_ins import NumpyExecutor
 from wsisam_service.api.schemas import SegmentAnswerModel
 from wsisam_service.segmenting import slide_views
 from wsisam_service.segmenting.segmenter import CONCURRENT_READS
-from wsisam_service.slides.catalogue import Slide
 from wsisam_service.slides.reader import RgbImage
+from wsisam_service.slides.slide import Slide
 from wsisam_service.views import View
 
 BOX = [600, 400, 760, 520]

@@ -22,9 +22,10 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from wsisam_service.errors import InvalidRequest, NotBrightfield, UnknownSlide, UnreadableSlide
 from wsisam_service.slides import roots as roots_module
-from wsisam_service.slides.catalogue import FRESH_S, PROBLEM_S, RESCAN_S, Catalogue, Slide
+from wsisam_service.slides.catalogue import FRESH_S, PROBLEM_S, RESCAN_S, Catalogue
 from wsisam_service.slides.opening import open_slide
 from wsisam_service.slides.reader import SlideReader
+from wsisam_service.slides.slide import Slide
 
 MakeSlide = Callable[..., Path]
 

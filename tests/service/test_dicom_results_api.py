@@ -25,7 +25,8 @@ from wsisam_service.audit.events import AuditEvent
 from wsisam_service.audit.trail import AuditTrail
 from wsisam_service.errors import PacsUnavailable
 from wsisam_service.settings import Settings
-from wsisam_service.slides.catalogue import Catalogue, Slide
+from wsisam_service.slides.catalogue import Catalogue
+from wsisam_service.slides.slide import Slide
 
 highdicom = pytest.importorskip("highdicom")
 

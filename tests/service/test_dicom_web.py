@@ -46,11 +46,12 @@ from wsisam_service.dicom.pacs_settings import PacsSettings
 from wsisam_service.dicom.web import DicomWeb
 from wsisam_service.errors import NotSupported, Overloaded, PacsUnavailable, ServiceError, UnknownSlide, UnreadableSlide
 from wsisam_service.settings import Settings, SettingsError, load_settings
-from wsisam_service.slides.catalogue import Catalogue, Slide
+from wsisam_service.slides.catalogue import Catalogue
 from wsisam_service.slides.items import DicomQuery
 from wsisam_service.slides.lanes import BoundedLane
 from wsisam_service.slides.pacs import image_of_metadata
 from wsisam_service.slides.pixels import read_rectangle
+from wsisam_service.slides.slide import Slide
 from wsisam_service.slides.write import write_pyramid
 
 Tissue = npt.NDArray[np.uint8]

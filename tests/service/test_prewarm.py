@@ -9,8 +9,8 @@ from wsisam_model.config import model_config
 from wsisam_service.errors import EmptyPrompt, InvalidNumber
 from wsisam_service.segmenting.prewarm import MAX_VIEWS, PrewarmRequest, views_to_prewarm
 from wsisam_service.segmenting.prompts import PromptSpec, judge, plan_view, request_frame
-from wsisam_service.slides.catalogue import Slide
 from wsisam_service.slides.reader import Level, SlideInfo, SlideReader
+from wsisam_service.slides.slide import Slide
 from wsisam_service.views import View
 
 CONFIG = model_config("lite_medsam")

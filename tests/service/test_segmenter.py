@@ -33,8 +33,8 @@ from wsisam_service.segmenting.answers import EveryPromptFailed, PromptAnswer, P
 from wsisam_service.segmenting.prompts import MaskSpec, PromptSpec
 from wsisam_service.segmenting.segmenter import Segmenter, SegmentRequest
 from wsisam_service.settings import Settings
-from wsisam_service.slides.catalogue import Slide
 from wsisam_service.slides.reader import Level, RgbImage, SlideInfo, SlideReader
+from wsisam_service.slides.slide import Slide
 from wsisam_service.views import View
 
 MPP = 0.5

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from wsisam_model.config import model_config
 from wsisam_service.commands.flags import UsageError, add_settings, settings_of
-from wsisam_service.slides.catalogue import Catalogue, Slide
+from wsisam_service.slides.catalogue import Catalogue
+from wsisam_service.slides.slide import Slide
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

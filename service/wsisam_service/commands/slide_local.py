@@ -20,7 +20,7 @@ from wsisam_service.segmenting.answers import EveryPromptFailed
 from wsisam_service.segmenting.results import Results
 from wsisam_service.segmenting.segmenter import Segmenter
 from wsisam_service.settings import Settings
-from wsisam_service.slides.catalogue import Slide
+from wsisam_service.slides.slide import Slide
 
 
 class LocalSlide:

@@ -14,10 +14,10 @@ from PIL import Image
 
 from wsisam_service import metrics
 from wsisam_service.iiif.addresses import ImageRequest
-from wsisam_service.slides.catalogue import Slide
 from wsisam_service.slides.lanes import TILE_LANE, drawing_lane
 from wsisam_service.slides.pixels import read_rectangle
 from wsisam_service.slides.reader import RgbImage
+from wsisam_service.slides.slide import Slide
 
 JPEG_QUALITY = 85
 MEDIA_TYPES = {"jpg": "image/jpeg", "png": "image/png"}

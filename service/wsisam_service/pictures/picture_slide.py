@@ -7,8 +7,8 @@ import hashlib
 import numpy as np
 
 from wsisam_service.pictures.picture import Picture
-from wsisam_service.slides.catalogue import Slide
 from wsisam_service.slides.reader import Level, RgbImage, SlideInfo, SlideReader
+from wsisam_service.slides.slide import Slide
 
 PICTURE_ID = "picture"
 PICTURE_MODE = (

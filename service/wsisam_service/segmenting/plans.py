@@ -14,7 +14,7 @@ from wsisam_service.masks import rle
 from wsisam_service.masks.geojson import Classification, Placement, checked_classification
 from wsisam_service.segmenting.prompts import PromptSpec, RequestFrame, Target, check_inside, judge, plan_view
 from wsisam_service.segmenting.tokens import RefineToken, TokenSigner
-from wsisam_service.slides.catalogue import Slide
+from wsisam_service.slides.slide import Slide
 from wsisam_service.views import MAX_OUTSIDE, Box, View
 
 Borders = tuple[bool, bool, bool, bool]

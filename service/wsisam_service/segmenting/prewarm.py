@@ -11,7 +11,7 @@ from wsisam_model.config import ModelConfig
 from wsisam_service.errors import EmptyPrompt, InvalidNumber, Overloaded, RateLimited, ServiceError
 from wsisam_service.jobs import Executor, PixelSource, Timings
 from wsisam_service.segmenting.prompts import Frame, PromptSpec, Units, judge, plan_view, request_frame
-from wsisam_service.slides.catalogue import Slide
+from wsisam_service.slides.slide import Slide
 from wsisam_service.views import MAX_OUTSIDE, Box, View, nearest_step, snapped_view, step_mpp
 
 MAX_VIEWS = 4096

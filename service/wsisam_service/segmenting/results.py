@@ -30,7 +30,7 @@ from wsisam_service.segmenting.answers import (
 )
 from wsisam_service.segmenting.offers import AdaptersOffer, model_offer
 from wsisam_service.segmenting.segmenter import DEFAULT_SIMPLIFY, Segmenter, SegmentRequest
-from wsisam_service.slides.catalogue import Slide
+from wsisam_service.slides.slide import Slide
 from wsisam_service.views import believable_mpp
 
 OBJECTS_AT_ONCE = 2

@@ -44,7 +44,7 @@ from wsisam_service.segmenting.prompts import Frame, PromptSpec, Units, request_
 from wsisam_service.segmenting.slide_views import SlideViews
 from wsisam_service.segmenting.tokens import RefineToken, TokenSigner
 from wsisam_service.settings import Settings
-from wsisam_service.slides.catalogue import Slide
+from wsisam_service.slides.slide import Slide
 from wsisam_service.views import View
 
 T = TypeVar("T")

@@ -8,8 +8,8 @@ import time
 from wsisam_service import metrics
 from wsisam_service.jobs import ViewPixels
 from wsisam_service.segmenting.tokens import key_fingerprint
-from wsisam_service.slides.catalogue import Slide
 from wsisam_service.slides.pixels import read_view
+from wsisam_service.slides.slide import Slide
 from wsisam_service.views import View
 
 
