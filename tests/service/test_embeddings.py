@@ -75,6 +75,23 @@ async def test_a_blob_lives_as_long_as_its_ttl(kind: str, tmp_path: Path) -> Non
     assert await store.get(key(2)) == b"two"
 
 
+async def test_what_has_expired_in_a_folder_goes_though_nobody_asks_for_it(tmp_path: Path) -> None:
+    clock = Clock()
+    store = FolderStore(tmp_path, 10_000, clock=clock)
+    await store.put(key(1), b"one", 60)
+    await store.put(key(2), b"two", 60)
+    await store.put(key(1, "bb"), b"other", 60)
+    clock.now += 61
+    assert await store.delete_matching("aa") == 2
+    assert len(blob_files(tmp_path)) == 1
+    clock.now += 3600
+    await store.put(key(3), b"three")
+    (left,) = blob_files(tmp_path)
+    assert left.read_bytes().endswith(b"three")
+    assert store.size_bytes == folder_bytes(tmp_path)
+    await store.aclose()
+
+
 async def test_memory_stays_within_its_bound_and_drops_what_was_used_longest_ago() -> None:
     store = MemoryStore(300)
     for index in range(3):

@@ -31,7 +31,7 @@ from wsisam_service.jobs import FIRST_MARK, Purges
 from wsisam_service.settings import Settings
 from wsisam_service.slides.catalogue import Catalogue
 from wsisam_service.slides.write import write_pyramid
-from wsisam_service.stores.embeddings import StoreFailed
+from wsisam_service.stores.embeddings import MemoryStore, StoreFailed, TieredStore
 from wsisam_service.stores.opening import open_store
 from wsisam_service.stores.redis_store import RedisStore
 
@@ -139,6 +139,56 @@ async def test_a_slide_goes_from_every_tier_and_alone(
         again = {"prompts": [{"refine": token, "points": [[650, 450, 1]]}]}
         late = await client.post(f"/v1/slides/{purged}/segment", json=again)
         assert (late.status_code, late.json()["type"]) == (410, "/problems/refine-expired")
+
+
+class SlowToForget(MemoryStore):
+    """A tier that says when it begins to forget, and forgets when it is told to."""
+
+    tier = "redis"
+
+    def __init__(self) -> None:
+        super().__init__(64 << 20)
+        self.asked, self.go = asyncio.Event(), asyncio.Event()
+
+    async def delete_matching(self, part: str) -> int:
+        self.asked.set()
+        await self.go.wait()
+        return await super().delete_matching(part)
+
+
+async def test_a_click_during_a_purge_brings_nothing_back(two_slides: Path) -> None:
+    slow = SlowToForget()
+    bounds = {"l1_bytes": 1 << 30, "max_encodes": 64, "max_decodes": 64, "encode_batch": 1, "decode_batch": 1}
+    tiers, states = TieredStore([MemoryStore(64 << 20), slow]), TieredStore([MemoryStore(64 << 20)])
+    executor: LocalExecutor[Any, Any] = LocalExecutor([NumpyBackend()], tiers, states, **bounds)
+    settings = Settings(slides=(str(two_slides),))
+    async with served(create_app(settings, Catalogue(settings.slides), executor)) as client:
+        purged, kept = await id_of(client, "purged"), await id_of(client, "kept")
+        await click(client, purged)
+        purge = asyncio.create_task(client.delete(f"/v1/slides/{purged}/cache"))
+        await slow.asked.wait()
+        meanwhile = asyncio.create_task(click(client, purged))
+        await click(client, kept)  # goes on, and has taken longer than the other one would have
+        slow.go.set()
+        assert (await purge).json() == {"views": 2}
+        assert (await meanwhile)["cache"] == {"hr": "encoded", "lr": "encoded"}
+
+
+async def test_tiles_of_reads_under_way_go_too(two_slides: Path) -> None:
+    settings = Settings(slides=(str(two_slides),))
+    catalogue = Catalogue(settings.slides)
+
+    class Reading(NumpyExecutor):
+        async def purge(self, fingerprint: str) -> int:
+            slide = catalogue.list("purged").slides[0].slide
+            assert slide is not None
+            slide.read_region(0, 0, 0, 512, 512)  # as one that began before
+            assert catalogue._tiles.nbytes > 0
+            return 0
+
+    async with served(create_app(settings, catalogue, Reading())) as client:
+        assert (await client.delete(f"/v1/slides/{await id_of(client, 'purged')}/cache")).status_code == 200
+        assert catalogue._tiles.nbytes == 0
 
 
 async def test_decoded_tiles_and_tiles_for_viewers_go_too(two_slides: Path) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -16,10 +17,11 @@ from processes import RedisServer, Server, free_port, redis_has_tls, redis_path,
 
 from wsisam_service import metrics
 from wsisam_service.settings import SettingsError, load_settings
+from wsisam_service.stores import redis_store
 from wsisam_service.stores.breaker import Breaker, CircuitOpen
 from wsisam_service.stores.embeddings import Claim, Hit, TieredStore
 from wsisam_service.stores.opening import open_store
-from wsisam_service.stores.redis_store import RedisStore
+from wsisam_service.stores.redis_store import FAILURES, THREADS, RedisStore
 from wsisam_service.stores.redis_urls import check_url
 
 pytestmark = pytest.mark.redis
@@ -181,6 +183,52 @@ async def test_a_crowd_of_our_own_is_no_fault_of_redis(
     store = RedisStore(server.url, "emb", timeout_s=0.15)
     monkeypatch.setattr(store, "_client", Steady)
     assert await asyncio.gather(*(store.get(KEY) for _ in range(160))) == [b"x"] * 160  # 0.4 s of eight threads
+    await store.aclose()
+
+
+class Held:
+    """A client whose calls take until they are let go."""
+
+    def __init__(self, held: str) -> None:
+        self.held, self.go = held, threading.Event()
+
+    def get(self, key: str) -> bytes:
+        self._wait("get")
+        return b"x"
+
+    def set(self, key: str, blob: bytes, px: int) -> None:
+        self._wait("set")
+
+    def _wait(self, call: str) -> None:
+        if call == self.held:
+            assert self.go.wait(60)
+
+
+async def test_a_click_does_not_wait_behind_what_is_being_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, client = RedisStore("redis://nowhere:1/0", "emb", timeout_s=60), Held("set")
+    monkeypatch.setattr(store, "_client", lambda: client)
+    monkeypatch.setattr(store, "_look_at_size", lambda client: None)
+    writes = [asyncio.create_task(store.put(KEY, b"x")) for _ in range(2 * THREADS)]
+    await asyncio.sleep(0)  # they begin
+    assert await store.get(KEY) == b"x"
+    assert not any(write.done() for write in writes)
+    client.go.set()
+    await asyncio.gather(*writes)
+    await store.aclose()
+
+
+async def test_a_read_behind_a_crowd_of_slow_reads_is_a_miss_and_no_fault_of_redis(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(redis_store, "WAIT_S", 0.05)
+    store, client = RedisStore("redis://nowhere:1/0", "emb", timeout_s=60), Held("get")
+    monkeypatch.setattr(store, "_client", lambda: client)
+    first = [asyncio.create_task(store.get(KEY)) for _ in range(THREADS)]
+    await asyncio.sleep(0)
+    late = await asyncio.gather(*(store.get(KEY) for _ in range(FAILURES)), return_exceptions=True)
+    assert [type(error) for error in late] == [TimeoutError] * FAILURES
+    client.go.set()
+    assert await asyncio.gather(*first, store.get(KEY)) == [b"x"] * (THREADS + 1)
     await store.aclose()
 
 

@@ -26,6 +26,8 @@ async def purge(slide_id: str, services: ServicesDep) -> Response:
     """
     slide = await services.catalogue.open(slide_id)
     hidden = key_fingerprint(slide.fingerprint, services.settings.fingerprint_key)
-    await asyncio.to_thread(services.pixel_caches.forget, (hidden,))  # also where a store cannot be reached
-    views = await services.executor.purge(hidden)
+    try:
+        views = await services.executor.purge(hidden)
+    finally:  # also where a store cannot be reached; at the end, for reads under way bring tiles
+        await asyncio.to_thread(services.pixel_caches.forget, (hidden,))
     return json_response(PurgeAnswer(views=views).model_dump())

@@ -69,11 +69,13 @@ class ViewLoader(Generic[E, V]):
         self._pool = pool
         self._flights: dict[str, _Flight[V]] = {}
         self._writes: dict[str, tuple[ReadyView[V], asyncio.Task[None]]] = {}
+        self._forgetting: dict[asyncio.Event, str] = {}
 
     async def get(self, key: str, pixels: PixelSource, timings: Timings) -> tuple[ReadyView[V], CacheTier]:
         """View `key` in device memory, and where it was found. Raises what `pixels` raises, and `Overloaded`."""
         others_failed = False
         while True:
+            await self._until_forgotten(key)
             ready = self._at_hand(key)
             if ready is not None:
                 return ready, "l1"
@@ -110,16 +112,29 @@ class ViewLoader(Generic[E, V]):
         return "l1" if self._at_hand(key) is not None else await self._store.tier_of(key)
 
     async def forget(self, fingerprint: str) -> int:
-        """Forget the views of a slide in every tier; how many there were in the tier with most of them."""
-        flights = [flight.task for key, flight in self._flights.items() if has_part(key, fingerprint) and flight.task]
-        await all_ended(flights)  # what is being encoded would be stored afterwards
-        await self._settle()
-        dropped = self._cache.drop_matching(fingerprint)
-        return max(dropped, await self._store.delete_matching(fingerprint))
+        """Forget the views of a slide in every tier; how many there were in the tier with most of them. Who asks for
+        one meanwhile waits: what a tier still has would be copied into those that have forgotten it.
+        """
+        over = asyncio.Event()
+        self._forgetting[over] = fingerprint
+        try:
+            flights = [one.task for key, one in self._flights.items() if has_part(key, fingerprint) and one.task]
+            await all_ended(flights)  # what is being encoded would be stored afterwards
+            await self._settle()
+            dropped = self._cache.drop_matching(fingerprint)
+            return max(dropped, await self._store.delete_matching(fingerprint))
+        finally:
+            del self._forgetting[over]
+            over.set()
 
     async def aclose(self) -> None:
         await self._settle()
         await self._store.aclose()
+
+    async def _until_forgotten(self, key: str) -> None:
+        for over, fingerprint in list(self._forgetting.items()):
+            if has_part(key, fingerprint):
+                await over.wait()
 
     def _at_hand(self, key: str) -> ReadyView[V] | None:
         ready = self._cache.get(key)

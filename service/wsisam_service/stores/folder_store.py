@@ -29,6 +29,8 @@ _STALE_TEMPORARY_S = 600.0
 """A temporary file of this age was left by a process that died."""
 _RESCAN_FRACTION = 0.05
 """Part of the bound that one process writes before it looks again at what others have written."""
+_SWEEP_S = 3600.0
+"""What has expired and nobody asks for any more goes at the first write after so long."""
 
 
 class FolderStore:
@@ -47,6 +49,7 @@ class FolderStore:
         self._clock = clock
         self._bytes: int | None = None  # unknown before the first scan
         self._unseen = 0
+        self._swept_s = 0.0
         # One thread: the bound is kept by whoever writes, and the disk is shared anyway. Reads have their own.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="folder-write")
         self._readers = ThreadPoolExecutor(4, thread_name_prefix="folder-read")
@@ -62,10 +65,10 @@ class FolderStore:
         await _in(self._writer, lambda: self._write(key, blob, expiry(self._clock, ttl_s)))
 
     async def contains(self, key: str) -> bool:
-        return await _in(self._readers, lambda: self._header(self._path(key), key) is not None)
+        return await _in(self._readers, lambda: self._contains(key))
 
     async def delete_matching(self, part: str) -> int:
-        return await _in(self._writer, lambda: self._delete_matching(part))
+        return await _in(self._writer, lambda: self._remove(lambda header: has_part(header.key, part)))
 
     async def aclose(self) -> None:
         self._writer.shutdown()
@@ -90,18 +93,14 @@ class FolderStore:
             os.utime(path)
         return blob
 
-    def _header(self, path: Path, key: str | None = None) -> _Header | None:
-        """The header of a file that is there and of age, and that holds `key` if given."""
-        try:
-            with path.open("rb") as file:
-                header = _parse_header(file.read(_HEADER_BYTES))
-        except FileNotFoundError:
-            return None
-        if header is None or not header.alive(self._clock):
-            return None
-        return header if key is None or header.key == key else None
+    def _contains(self, key: str) -> bool:
+        header = _read_header(self._path(key))
+        return header is not None and header.key == key and header.alive(self._clock)
 
     def _write(self, key: str, blob: bytes, expires: float) -> None:
+        if self._clock() - self._swept_s > _SWEEP_S:
+            self._swept_s = self._clock()
+            self._remove(lambda header: not header.alive(self._clock))
         content = _make_header(key, expires, zlib.crc32(blob)) + blob
         if len(content) > self._max_bytes:
             return
@@ -147,11 +146,12 @@ class FolderStore:
                 elif status.st_mtime < time.time() - _STALE_TEMPORARY_S:
                     path.unlink()
 
-    def _delete_matching(self, part: str) -> int:
+    def _remove(self, meant: Callable[[_Header], bool]) -> int:
+        """Remove the files whose header is `meant`; how many there were."""
         removed = 0
         for _, size, path in list(self._files()):
-            header = self._header(path)
-            if header is not None and has_part(header.key, part):
+            header = _read_header(path)
+            if header is not None and meant(header):
                 path.unlink(missing_ok=True)
                 self._bytes = max(0, self.size_bytes - size) if self._bytes is not None else None
                 removed += 1
@@ -184,6 +184,14 @@ def _parse_header(content: bytes) -> _Header | None:
         fields = json.loads(content[len(_MAGIC) : end])
         return _Header(str(fields["key"]), float(fields["expires"]), int(fields["crc"]), end + 1)
     except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _read_header(path: Path) -> _Header | None:
+    try:
+        with path.open("rb") as file:
+            return _parse_header(file.read(_HEADER_BYTES))
+    except FileNotFoundError:
         return None
 
 

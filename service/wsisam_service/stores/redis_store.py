@@ -30,8 +30,10 @@ LOCK_S = 5.0
 """Life of a lock that nobody extends any more: so long a view waits for a worker that died while encoding it."""
 FAILURES, PAUSE_S = 3, 2.0
 """The breaker: after so many failures in a row Redis is left alone for so long."""
-THREADS = 8
-"""Calls at once, and sockets."""
+THREADS, WRITE_THREADS = 8, 4
+"""Calls at once, and how many of them may be writes: a click's read does not wait behind what is being stored."""
+WAIT_S = 1.0
+"""For a thread, where reads of our own come first; then it is a miss, but no fault of Redis."""
 FIRST_POLL_S, LONGEST_POLL_S = 0.02, 0.25
 """Between looks for a blob that another worker encodes."""
 SIZE_AGE_S = 10.0
@@ -71,6 +73,7 @@ class RedisStore:
         self._breaker = Breaker(failures=FAILURES, pause_s=PAUSE_S)
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="redis")
         self._free = asyncio.Semaphore(THREADS)
+        self._writing = asyncio.Semaphore(WRITE_THREADS)
         self._connected: Any = None
         self._name = secrets.token_hex(8)
         self._size_bytes, self._size_known = 0, -SIZE_AGE_S
@@ -81,7 +84,7 @@ class RedisStore:
         return self._size_bytes
 
     async def get(self, key: str) -> bytes | None:
-        return await self._call(lambda client: client.get(self._key(key)))
+        return await self._call(lambda client: client.get(self._key(key)), wait_s=WAIT_S)
 
     async def put(self, key: str, blob: bytes, ttl_s: float | None = None) -> None:
         life_ms = max(1, round((self._ttl_s if ttl_s is None else ttl_s) * 1000))
@@ -90,10 +93,11 @@ class RedisStore:
             client.set(self._key(key), blob, px=life_ms)
             self._look_at_size(client)
 
-        await self._call(put)
+        async with self._writing:
+            await self._call(put)
 
     async def contains(self, key: str) -> bool:
-        return await self._call(lambda client: bool(client.exists(self._key(key))))
+        return await self._call(lambda client: bool(client.exists(self._key(key))), wait_s=WAIT_S)
 
     async def delete_matching(self, part: str) -> int:
         def delete(client: Any) -> int:
@@ -108,7 +112,9 @@ class RedisStore:
         token, pause_s = secrets.token_hex(16), FIRST_POLL_S
         while True:
             blob, taken = await self._call(
-                lambda client: self._take(client, key, token), abandoned=lambda result: self._undo(result, key, token)
+                lambda client: self._take(client, key, token),
+                abandoned=lambda result: self._undo(result, key, token),
+                wait_s=WAIT_S,
             )
             if blob is not None:
                 return blob
@@ -177,11 +183,14 @@ class RedisStore:
         *,
         bounded: bool = True,
         abandoned: Callable[[_T], None] | None = None,
+        wait_s: float | None = None,
     ) -> _T:
         """What `command` gives, run in a thread, within the time limit if it is `bounded`. `abandoned` gets what it
-        gave when nobody waits for it any more.
+        gave when nobody waits for it any more. Raises `TimeoutError` where no thread is free within `wait_s`.
         """
-        async with self._free:  # to wait for those of our own calls that come first is no fault of Redis
+        async with asyncio.timeout(wait_s):
+            await self._free.acquire()
+        try:
             self._breaker.check()
             work = self._pool.submit(lambda: command(self._client()))
             try:
@@ -196,6 +205,8 @@ class RedisStore:
                 raise
             self._breaker.succeeded()
             return result
+        finally:
+            self._free.release()
 
     def _clean_up(self, work: Future[_T], abandoned: Callable[[_T], None] | None) -> None:
         if abandoned is None or work.cancel():
