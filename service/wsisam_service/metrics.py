@@ -37,6 +37,6 @@ PACS_SECONDS = Histogram(
 )
 PACS_ERRORS = Counter("wsisam_pacs_errors_total", "Questions that a PACS left unanswered.", ("question",))
 
-CACHE_BYTES = Gauge("wsisam_cache_bytes", "Bytes held by a cache (l1, memory, folder, tiles, iiif).", ("tier",))
+CACHE_BYTES = Gauge("wsisam_cache_bytes", "Bytes held by a cache (l1, memory, folder, redis, tiles, iiif).", ("tier",))
 DEVICE_MEMORY = Gauge("wsisam_device_memory_bytes", "Memory of the GPU (used by all processes, total).", ("state",))
 STORE_ERRORS = Counter("wsisam_store_errors_total", "Calls of an embedding store that failed or took too long.")

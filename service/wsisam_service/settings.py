@@ -146,8 +146,10 @@ class Settings(BaseSettings):
     worker_certificate: Path | None = None
     """The gateway's certificate (PEM, with its key) for workers that ask for one."""
 
-    max_encodes: int = Field(64, ge=1)
-    """Views at the encoder, waiting ones included, before requests are refused: on two cores some 20 s of work."""
+    max_encodes: int = Field(64, ge=2)
+    """Views at the encoder, waiting ones included, before requests are refused: on two cores some 20 s of work. A lone
+    click may need two.
+    """
     max_decodes: int = Field(1024, ge=1)
     """Prompts at the decoder, waiting ones included, before requests are refused; four full requests."""
     max_body_bytes: int = Field(64 * MIB, ge=1)

@@ -16,8 +16,10 @@ from pycocotools import mask as coco
 from stand_ins import NumpyExecutor
 
 from wsisam_service.api.schemas import SegmentAnswerModel
+from wsisam_service.pictures.picture_slide import PICTURE_ID
 from wsisam_service.segmenting import slide_views
 from wsisam_service.segmenting.segmenter import CONCURRENT_READS
+from wsisam_service.slides.pixels import read_view
 from wsisam_service.slides.reader import RgbImage
 from wsisam_service.slides.slide import Slide
 from wsisam_service.views import View
@@ -52,13 +54,15 @@ async def test_the_second_click_on_a_view_reads_and_encodes_nothing(client: http
     assert result["cache"]["hr"] == "l1"
 
 
-async def test_a_warm_click_does_not_wait_for_a_slow_disk(
+async def test_neither_warm_clicks_nor_pictures_wait_for_a_slow_disk(
     client: httpx.AsyncClient, slide_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await segment(client, slide_id, prompts=[{"box": BOX}])
     loop, come, busy, reading = asyncio.get_running_loop(), threading.Event(), asyncio.Event(), list[View]()
 
     def read_slowly(slide: Slide, view: View) -> RgbImage:
+        if slide.id == PICTURE_ID:
+            return read_view(slide, view)
         reading.append(view)
         if len(reading) == CONCURRENT_READS:
             loop.call_soon_threadsafe(busy.set)
@@ -75,6 +79,10 @@ async def test_a_warm_click_does_not_wait_for_a_slow_disk(
         await asyncio.wait_for(busy.wait(), timeout=10)
         prompts = [{"id": str(i), "box": BOX} for i in range(20)]
         document = await asyncio.wait_for(segment(client, slide_id, prompts=prompts, format="both"), timeout=10)
+        sent = client.post(
+            "/v1/segment", files=picture_part(), data={"request": '{"prompts": [{"box": [40, 30, 120, 90]}]}'}
+        )
+        assert (await asyncio.wait_for(sent, timeout=10)).status_code == 200
     finally:
         come.set()
         await asyncio.gather(*cold)

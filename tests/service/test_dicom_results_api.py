@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from wsisam_service.app import create_app
 from wsisam_service.audit.events import AuditEvent
 from wsisam_service.audit.trail import AuditTrail
 from wsisam_service.errors import PacsUnavailable
+from wsisam_service.segmenting import results
 from wsisam_service.settings import Settings
 from wsisam_service.slides.catalogue import Catalogue
 from wsisam_service.slides.slide import Slide
@@ -138,6 +140,26 @@ async def test_refine_tokens_give_what_was_shown_and_store_it_once(
     assert answers[0].json()["series_uid"] == dataset.SeriesInstanceUID
     assert np.array_equal(read_segments(stored[0])[..., 0], placed(shown, 768, 512, 2.0))
     assert dataset.SegmentSequence[0].SegmentLabel == "Tumor"
+
+
+@pytest.mark.parametrize("kind", ["seg", "ann"])
+async def test_outlines_are_made_in_threads(
+    pacs: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    made, make = set[int](), results._outline
+
+    def noted(*args: Any) -> Any:
+        made.add(threading.get_ident())
+        return make(*args)
+
+    monkeypatch.setattr(results, "_outline", noted)
+    (shown,) = (await pacs.post("segment", json={"prompts": [{"box": BOX}]})).json()["results"]
+    kept = {"kind": kind, "refine": [{"refine": shown["refine"]}]}
+    assert (await pacs.post("results", json=kept)).status_code == 200
+    asked = {"prompts": [{"box": BOX}], "format": f"dicom-{kind}"}
+    assert (await pacs.post("segment", json=asked)).status_code == 200
+    assert made
+    assert threading.get_ident() not in made
 
 
 async def test_geojson_gives_the_pixels_of_its_polygons(pacs: httpx.AsyncClient) -> None:

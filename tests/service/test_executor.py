@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from prometheus_client import REGISTRY
 
 from wsisam_model.config import MODELS
 from wsisam_model.prompts import MAX_POINTS, Prompt
 from wsisam_service.errors import InvalidRequest, Overloaded, RefineExpired, UnknownModel
 from wsisam_service.execution.backend import DecodeItem
-from wsisam_service.execution.executor import LocalExecutor
-from wsisam_service.jobs import DecodeJob, DecodeResult, Timings, ViewPixels
+from wsisam_service.execution.executor import LOOKS_AT_A_TIME, LocalExecutor
+from wsisam_service.jobs import DecodeJob, DecodeResult, Rle, Timings, ViewPixels
 from wsisam_service.masks import rle
 from wsisam_service.stores.embeddings import MemoryStore, TieredStore
 from wsisam_service.stores.opening import open_store
@@ -377,6 +378,45 @@ async def test_full_encodes_refuse_new_views_but_not_clicks_on_known_ones() -> N
     await rig.executor.aclose()
 
 
+async def test_looking_for_thousands_of_views_lets_others_have_their_turn(rig: Rig) -> None:
+    turns = 0
+
+    async def turn() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    turning = asyncio.create_task(turn())
+    wanted = [view for index in range(1000) for view in views(index)]
+    assert await rig.executor.missing(wanted) == wanted
+    turning.cancel()
+    assert turns >= len(wanted) // LOOKS_AT_A_TIME
+
+
+async def test_a_prewarm_of_thousands_of_views_is_at_few_of_them_at_once(rig: Rig) -> None:
+    rig.pixels.release.clear()
+    before = len(asyncio.all_tasks())
+    prewarm = asyncio.create_task(
+        rig.executor.encode([views(index)[0] for index in range(1000)], rig.pixels, Timings())
+    )
+    await rig.pixels.started.wait()
+    assert len(asyncio.all_tasks()) - before < 100
+    prewarm.cancel()
+    await asyncio.gather(prewarm, return_exceptions=True)
+
+
+async def test_what_the_tiers_hold_is_told_whoever_filled_them(rig: Rig) -> None:
+    def told(tier: str) -> float | None:
+        return REGISTRY.get_sample_value("wsisam_cache_bytes", {"tier": tier})
+
+    assert told("memory") == 0
+    await rig.one(job())
+    await until(lambda: told("memory") == rig.store.sizes()["memory"] > 0)
+    await rig.executor.purge("aa")
+    assert told("memory") == 0
+
+
 async def test_one_request_for_more_views_than_the_queue_holds_is_served() -> None:
     rig = Rig(max_encodes=8)
     results = await rig.decode(*(job(*views(index)) for index in range(30)))
@@ -598,13 +638,23 @@ async def test_a_correction_with_too_many_points_in_all_never_reaches_the_device
     assert len(rig.model.decoded) == decoded
 
 
-async def test_a_recalled_answer_is_the_one_given_and_decodes_nothing(rig: Rig) -> None:
+async def test_a_recalled_answer_is_the_one_given_and_decodes_nothing(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     given = await rig.one(job())
     await until(lambda: not rig.executor._refine._pending)
     decoded = len(rig.model.decoded)
+    drawn, draw = list[int](), rle.decode
+
+    def noted(mask: Rle) -> rle.Mask:
+        drawn.append(threading.get_ident())
+        return draw(mask)
+
+    monkeypatch.setattr(rle, "decode", noted)
     recalled = await rig.one(job(prompt=Prompt(), refine_from=given.refine_id, recall=True))
     assert recalled.masks == given.masks[:1]
     assert len(rig.model.decoded) == decoded
+    assert drawn != [threading.get_ident()]  # others are answered meanwhile
     (elsewhere,) = await rig.decode(job(*views(0), refine_from=given.refine_id, recall=True))
     assert isinstance(elsewhere, RefineExpired)
 

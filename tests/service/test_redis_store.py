@@ -19,7 +19,7 @@ from wsisam_service import metrics
 from wsisam_service.settings import SettingsError, load_settings
 from wsisam_service.stores import redis_store
 from wsisam_service.stores.breaker import Breaker, CircuitOpen
-from wsisam_service.stores.embeddings import Claim, Hit, TieredStore
+from wsisam_service.stores.embeddings import Claim, Hit, TieredStore, Unclaimed
 from wsisam_service.stores.opening import open_store
 from wsisam_service.stores.redis_store import FAILURES, THREADS, RedisStore
 from wsisam_service.stores.redis_urls import check_url
@@ -131,6 +131,22 @@ async def test_a_claim_lives_as_long_as_its_holder_and_no_longer(server: RedisSe
     assert raw.exists(f"wsisam:lock:{KEY}") == 1
     await second.release()
     assert raw.exists(f"wsisam:lock:{KEY}") == 0
+    await holder.aclose()
+    await other.aclose()
+
+
+async def test_a_blob_that_takes_another_process_long_is_made_twice(
+    server: RedisServer, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_store, "MAKING_S", 0.2)
+    holder, other = (RedisStore(server.url, "emb") for _ in range(2))
+    claim = await holder.claim(KEY)
+    assert not isinstance(claim, bytes)
+    second = await until_claimed(asyncio.create_task(other.claim(KEY)))
+    assert isinstance(second, Unclaimed)
+    await second.release()
+    assert raw.exists(f"wsisam:lock:{KEY}") == 1
+    await claim.release()
     await holder.aclose()
     await other.aclose()
 

@@ -40,10 +40,8 @@ async def prewarm(
     offer = await model_offer(services.executor, None)
     planned = await asyncio.to_thread(views_to_prewarm, body.request(), slide, offer.config)
     views = services.segmenter.views(slide, offer)
-    keys = [views.key(view) for view in planned]
-    if offer.adapters is not None:
-        keys += [views.key(view.coarser()) for view in planned]
-    keys = list(dict.fromkeys(keys))
+    wider = [] if offer.adapters is None else [view.coarser() for view in planned]
+    keys = await asyncio.to_thread(lambda: list(dict.fromkeys(map(views.key, [*planned, *wider]))))
     new = await services.executor.missing(keys)
     if body.wait:
         await unless_client_gone(request, services.executor.encode(new, views.pixels, Timings()))

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, Generic
 
 from wsisam_service import metrics
@@ -70,6 +71,8 @@ class ViewLoader(Generic[E, V]):
         self._flights: dict[str, _Flight[V]] = {}
         self._writes: dict[str, tuple[ReadyView[V], asyncio.Task[None]]] = {}
         self._forgetting: dict[asyncio.Event, str] = {}
+        for tier in store.sizes():
+            metrics.CACHE_BYTES.labels(tier=tier).set_function(partial(_held, store, tier))
 
     async def get(self, key: str, pixels: PixelSource, timings: Timings) -> tuple[ReadyView[V], CacheTier]:
         """View `key` in device memory, and where it was found. Raises what `pixels` raises, and `Overloaded`."""
@@ -229,8 +232,6 @@ class ViewLoader(Generic[E, V]):
                 return
             blob = await asyncio.get_running_loop().run_in_executor(self._pool, embedding.to_bytes)
             await self._store.put(key, blob)
-            for tier, nbytes in self._store.sizes().items():
-                metrics.CACHE_BYTES.labels(tier=tier).set(nbytes)
         except Exception:
             _log.exception("an embedding could not be written")
         finally:
@@ -241,6 +242,10 @@ class ViewLoader(Generic[E, V]):
     async def _settle(self) -> None:
         """Wait for the writes on their way."""
         await all_ended([task for _, task in self._writes.values()])
+
+
+def _held(store: TieredStore, tier: CacheTier) -> float:
+    return store.sizes()[tier]
 
 
 def load_lane(backends: Mapping[str, Backend[E, V]], *, max_batch: int) -> Lane[E, ReadyView[V]]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import shapely
 
@@ -32,6 +32,9 @@ from wsisam_service.segmenting.offers import AdaptersOffer, model_offer
 from wsisam_service.segmenting.segmenter import DEFAULT_SIMPLIFY, Segmenter, SegmentRequest
 from wsisam_service.slides.slide import Slide
 from wsisam_service.views import believable_mpp
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 OBJECTS_AT_ONCE = 2
 """Objects made at once in this process, each of up to some hundred megabytes while it is made."""
@@ -78,7 +81,7 @@ class Results:
         if (request.geojson is None) == (not request.kept):
             raise InvalidRequest("give either geojson or refine")
         if request.geojson is not None:
-            outlines = await asyncio.to_thread(outlines_of_collection, request.geojson)
+            outlines = await self._in_turn(outlines_of_collection, request.geojson)
             algorithm = _that_drew(outlines, algorithms)
         else:
             by_sha256 = {algorithm.adapters_sha256 or NO_ADAPTERS: algorithm for algorithm in algorithms}
@@ -86,11 +89,8 @@ class Results:
             recalled = await self._segmenter.recall(slide, tokens, offer, by_sha256)
             algorithm = by_sha256[recalled[0].adapters]
             simplify = request.simplify if request.options.kind == "ann" else 0.0
-            found = [
-                _outline(answer, class_name(kept.classification), simplify)
-                for answer, kept in zip(recalled, request.kept, strict=True)
-            ]
-            outlines = [outline for outline in found if outline is not None]
+            labels = [kept.classification for kept in request.kept]
+            outlines = await self._in_turn(_outlines, recalled, labels, simplify)
         return await self._make(slide, outlines, algorithm, request.options)
 
     async def of_answer(
@@ -108,11 +108,8 @@ class Results:
             raise InvalidRequest("the outlines were drawn by different adapters; ask with those of one name")
         algorithm = _algorithm(answer.model, answers[0].adapters)
         simplify = request.simplify if kind == "ann" else 0.0
-        found = [
-            _outline(result, class_name(prompt.classification), simplify)
-            for result, prompt in zip(answers, request.prompts, strict=True)
-        ]
-        outlines = [outline for outline in found if outline is not None]
+        labels = [prompt.classification for prompt in request.prompts]
+        outlines = await self._in_turn(_outlines, answers, labels, simplify)
         return await self._make(slide, outlines, algorithm, ResultOptions(kind))
 
     async def store(self, slide: Slide, result: DicomResult) -> None:
@@ -127,7 +124,7 @@ class Results:
     ) -> DicomResult:
         source = check_dicom(slide)
         headers = await slide.lane.run(source.headers)  # before anybody's turn is taken: a PACS may be slow
-        make = partial(
+        return await self._in_turn(
             make_result,
             headers,
             _geometry(slide),
@@ -136,7 +133,10 @@ class Results:
             options=options,
             codes=self._codes,
         )
-        return await asyncio.get_running_loop().run_in_executor(self._threads, make)
+
+    async def _in_turn(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """What `call` returns, beside few others: ten thousand outlines take seconds to make."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(call, *args, **kwargs))
 
 
 def check_dicom(slide: Slide) -> DicomSource:
@@ -153,6 +153,19 @@ def _geometry(slide: Slide) -> SlideGeometry:
 
 def _algorithm(model: str, adapters: AdaptersOffer | AdaptersUsed | None) -> Algorithm:
     return Algorithm(model, None, None) if adapters is None else Algorithm(model, adapters.name, adapters.sha256)
+
+
+def _outlines(
+    answers: Sequence[PromptAnswer | Recalled],
+    classifications: Sequence[str | Mapping[str, Any] | None],
+    simplify: float,
+) -> list[Outline]:
+    """What is not empty of `answers`, with its class."""
+    found = [
+        _outline(answer, class_name(classification), simplify)
+        for answer, classification in zip(answers, classifications, strict=True)
+    ]
+    return [outline for outline in found if outline is not None]
 
 
 def _outline(answer: PromptAnswer | Recalled, label: str | None, simplify: float) -> Outline | None:

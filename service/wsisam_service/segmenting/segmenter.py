@@ -151,20 +151,21 @@ class Segmenter:
         Raises `RefineExpired` where one is gone, or of another slide, model or adapters.
         """
         views = self.views(slide, offer)
-        earlier = [self._signer.verify(token) for token in tokens]
+        earlier = await self._each(self._signer.verify, tokens, quick=len(tokens) == 1)
         for token in earlier:
             if (token.model, token.fingerprint) != (offer.config.name, slide.fingerprint):
                 raise RefineExpired("the refine token is of another slide or model")
             if token.adapters not in adapters or token.adapters != earlier[0].adapters:
                 raise RefineExpired("the refine token is of other adapters; name those that drew the outline")
-        jobs = [
-            DecodeJob(views.key(token.view), None, Prompt(), refine_from=token.refine_id, recall=True)
-            for token in earlier
-        ]
         recalled: list[Recalled] = []
-        for start in range(0, len(jobs), MAX_PROMPTS):
-            found = await self._executor.decode(jobs[start : start + MAX_PROMPTS], views.pixels, Timings())
-            for token, result in zip(earlier[start : start + MAX_PROMPTS], found, strict=True):
+        for start in range(0, len(earlier), MAX_PROMPTS):
+            piece = earlier[start : start + MAX_PROMPTS]
+            jobs = [
+                DecodeJob(views.key(token.view), None, Prompt(), refine_from=token.refine_id, recall=True)
+                for token in piece
+            ]
+            found = await self._executor.decode(jobs, views.pixels, Timings())
+            for token, result in zip(piece, found, strict=True):
                 if isinstance(result, Exception):
                     raise result
                 first = result.masks[0]

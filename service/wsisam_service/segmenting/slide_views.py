@@ -8,6 +8,7 @@ import time
 from wsisam_service import metrics
 from wsisam_service.jobs import ViewPixels
 from wsisam_service.segmenting.tokens import key_fingerprint
+from wsisam_service.slides.lanes import SHARED_LANE
 from wsisam_service.slides.pixels import read_view
 from wsisam_service.slides.slide import Slide
 from wsisam_service.views import View
@@ -35,7 +36,7 @@ class SlideViews:
     async def pixels(self, key: str) -> ViewPixels:
         """See `jobs.PixelSource`. Raises `UnreadableSlide`, `PacsUnavailable`, `Overloaded`."""
         lane = self._slide.lane
-        if lane.listing is not None:  # a PACS's lane has a bound of its own
+        if lane is not SHARED_LANE:  # a PACS's lane has a bound of its own, and pictures in memory need none
             return await lane.run(self._read, self._views[key])
         await self._gate.acquire()
         reading = asyncio.ensure_future(lane.run(self._read, self._views[key]))

@@ -10,6 +10,8 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from wsisam_service import metrics
+
 DEFAULT_TILE_CACHE_BYTES = 64 << 20
 
 TileKey = tuple[int, int, int]
@@ -26,6 +28,7 @@ class TileCache:
         self._bytes = 0
         self._lock = threading.Lock()
         self._numbers = itertools.count()
+        metrics.CACHE_BYTES.labels("tiles").set_function(lambda: self._bytes)
 
     @property
     def nbytes(self) -> int:

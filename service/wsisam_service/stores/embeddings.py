@@ -71,12 +71,21 @@ class Claim(Protocol):
     async def release(self) -> None: ...
 
 
+class Unclaimed:
+    """Leave to make the blob of a key beside others who may."""
+
+    async def release(self) -> None:
+        """Nothing is held."""
+
+
 @runtime_checkable
 class SharedStore(Protocol):
     """What a store that several processes share also has: only one of them makes a blob, and all hear of purges."""
 
     async def claim(self, key: str) -> bytes | Claim:
-        """The right to make the blob of `key`, or the blob that another process has made; waits while one makes it."""
+        """The right to make the blob of `key`, or the blob that another process has made; waits while one makes it, but
+        not for ever.
+        """
         ...
 
     async def announce_purge(self, part: str) -> bool:

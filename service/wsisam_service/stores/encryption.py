@@ -17,7 +17,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from wsisam_service.jobs import CacheTier, Purges
-from wsisam_service.stores.embeddings import Claim, EmbeddingStore, SharedStore
+from wsisam_service.stores.embeddings import Claim, EmbeddingStore, SharedStore, Unclaimed
 
 KEY_BYTES = 32
 _MAGIC = b"wsisam-aes-1\n"
@@ -119,20 +119,13 @@ class _SharedEncrypted(_Encrypted):
         if not isinstance(claimed, bytes):
             return claimed
         blob = await asyncio.to_thread(first.open, key, claimed)
-        return _Unclaimed() if blob is None else blob
+        return Unclaimed() if blob is None else blob  # a damaged one is made again
 
     async def announce_purge(self, part: str) -> bool:
         return await self._shared.announce_purge(part)
 
     async def purges_since(self, mark: str | None, *, by_others: bool) -> Purges:
         return await self._shared.purges_since(mark, by_others=by_others)
-
-
-class _Unclaimed:
-    """In place of a blob that turned out to be damaged: whoever asks makes it again, and nobody is kept from it."""
-
-    async def release(self) -> None:
-        """Nothing is held."""
 
 
 def _name(key: StoreKey, name: str) -> str:

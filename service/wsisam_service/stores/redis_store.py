@@ -18,7 +18,7 @@ import redis
 
 from wsisam_service.jobs import FIRST_MARK, CacheTier, Purges
 from wsisam_service.stores.breaker import Breaker
-from wsisam_service.stores.embeddings import Claim
+from wsisam_service.stores.embeddings import Claim, Unclaimed
 from wsisam_service.stores.redis_urls import check_url, connect
 
 _T = TypeVar("_T")
@@ -28,6 +28,8 @@ TIMEOUT_S = 1.0
 """For a call; a store that needs longer than an encode is of no use."""
 LOCK_S = 5.0
 """Life of a lock that nobody extends any more: so long a view waits for a worker that died while encoding it."""
+MAKING_S = 5.0
+"""For a view that another process reads and encodes: it may wait for a disk or in a queue longer than that."""
 FAILURES, PAUSE_S = 3, 2.0
 """The breaker: after so many failures in a row Redis is left alone for so long."""
 THREADS, WRITE_THREADS = 8, 4
@@ -108,8 +110,10 @@ class RedisStore:
         return await self._call(delete, bounded=False)
 
     async def claim(self, key: str) -> bytes | Claim:
-        """See `embeddings.SharedStore`. Waits while another process holds the lock, as long as that one lives."""
-        token, pause_s = secrets.token_hex(16), FIRST_POLL_S
+        """See `embeddings.SharedStore`. Waits while another process holds the lock, as long as that one lives and
+        `MAKING_S` at most.
+        """
+        token, pause_s, started = secrets.token_hex(16), FIRST_POLL_S, time.monotonic()
         while True:
             blob, taken = await self._call(
                 lambda client: self._take(client, key, token),
@@ -120,6 +124,8 @@ class RedisStore:
                 return blob
             if taken:
                 return _Lock(self, key, token)
+            if time.monotonic() - started > MAKING_S:
+                return Unclaimed()
             await asyncio.sleep(pause_s)
             pause_s = min(1.5 * pause_s, LONGEST_POLL_S)
 
