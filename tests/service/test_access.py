@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 import resource
 import shutil
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -305,6 +307,26 @@ def test_a_key_taken_out_of_the_file_is_refused_without_a_restart(house: House) 
     house.file.unlink()
     clock.seconds += LOOK_S
     assert keys.identity(second) is None
+
+
+def test_keys_that_could_not_be_read_once_are_read_as_soon_as_they_can_be(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    revoked, clock = house.key("revoked", Role.ADMIN), Clock()
+    keys = KeyFile(house.file, clock=clock)
+    house.file.write_text("")
+
+    def refuse(*_: object) -> str:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    with monkeypatch.context() as unreadable:
+        unreadable.setattr(Path, "read_text", refuse)
+        for _ in range(3):
+            clock.seconds += LOOK_S
+            assert keys.identity(revoked) is not None
+    assert len(caplog.records) == 1, "and not one a second"
+    clock.seconds += LOOK_S
+    assert keys.identity(revoked) is None
 
 
 def test_keys_are_compared_by_hash_in_constant_time_with_every_entry(

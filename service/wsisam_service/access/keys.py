@@ -88,6 +88,8 @@ class KeyFile:
         self._clock = clock
         self._now = now
         self._stamp = _stamp(path)
+        self._told: _Stamp | None = None
+        """Of the file that could not be used, where the log has it."""
         self._keys = read_keys(path)
         self._looked_s = clock()
 
@@ -114,16 +116,18 @@ class KeyFile:
         stamp = _stamp(self._path)
         if stamp == self._stamp:
             return
-        self._stamp = stamp
         if stamp is None:
             logger.error("the file of API keys is gone; no key is valid")
-            self._keys = ()
+            self._keys, self._stamp = (), None
             return
         try:
             self._keys = read_keys(self._path)
-        except KeyFileError:
-            logger.exception("the file of API keys has changed and cannot be used; the keys of before stay valid")
+        except KeyFileError:  # tried again at every look, for what hinders it need not be in the stamp
+            if stamp != self._told:
+                logger.exception("the file of API keys has changed and cannot be used; the keys of before stay valid")
+            self._told = stamp
         else:
+            self._stamp, self._told = stamp, None
             logger.info("API keys read again", extra={"keys": len(self._keys)})
 
 
