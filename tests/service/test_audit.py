@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -38,10 +39,12 @@ BOX = {"prompts": [{"box": [600, 400, 760, 520]}]}
 
 
 @asynccontextmanager
-async def served(slides: Path, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
+async def served(
+    slides: Path, executor: NumpyExecutor | None = None, **settings: Any
+) -> AsyncIterator[httpx.AsyncClient]:
     """The service with audit settings; what waits is told when it has ended."""
     chosen = Settings(slides=(str(slides),), **settings)
-    app = create_app(chosen, Catalogue(chosen.slides), NumpyExecutor())
+    app = create_app(chosen, Catalogue(chosen.slides), executor or NumpyExecutor())
     transport = httpx.ASGITransport(app, raise_app_exceptions=False, client=("192.0.2.7", 1234))
     async with (
         app.router.lifespan_context(app),
@@ -90,6 +93,17 @@ async def test_a_line_tells_who_asked_what_of_which_slide_and_what_came_of_it(sl
     assert "Doe" not in path.read_text()  # what a client puts into a path is not told
     assert "tissue" not in path.read_text()
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+async def test_what_the_service_ends_before_it_is_done_is_told_as_it_is_answered(slides: Path, tmp_path: Path) -> None:
+    path, executor = tmp_path / "audit.jsonl", NumpyExecutor(hold=asyncio.Event())
+    async with served(slides, executor, audit_file=path) as client:
+        click = asyncio.create_task(client.post(f"/v1/slides/{await slide_of(client)}/segment", json=BOX))
+        await asyncio.wait_for(executor.waiting.wait(), 10)
+        click.cancel()  # as the server does at the end of its grace
+        await asyncio.gather(click, return_exceptions=True)
+    told = lines_of(path)[2]
+    assert (told["route"], told["status"], told["outcome"]) == ("POST /v1/slides/{slide_id}/segment", 503, "failed")
 
 
 def test_a_renamed_file_stays_as_it_is_and_a_new_one_begins(tmp_path: Path) -> None:

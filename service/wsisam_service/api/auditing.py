@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from http import HTTPStatus
@@ -56,6 +57,9 @@ class AuditMiddleware:
             await self.app(scope, receive, noted_send)
         except ClientGone:
             status = CLIENT_GONE_STATUS
+            raise
+        except asyncio.CancelledError:  # the service ends, and RequestMiddleware answers so
+            status = status or HTTPStatus.SERVICE_UNAVAILABLE
             raise
         except Exception as error:
             status = status or problem_of(error).status
