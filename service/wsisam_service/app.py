@@ -95,6 +95,7 @@ def create_app(
         lifespan=lifespan,
         openapi_url=None,  # and so no docs either: openapi.install serves both, to callers that may see them
         redirect_slashes=False,
+        telemetry={"tracing": False},  # outside of KeyInPath; FastAPI before 0.142 has none, and keeps this unused
         dependencies=[Depends(admit)],
     )
     nobody = VisibleSlides(catalogue, None)

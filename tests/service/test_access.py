@@ -397,6 +397,26 @@ async def test_the_key_may_stand_in_the_path_of_anything(house: House) -> None:
         assert key not in (await client.get("/openapi.json", headers=bearer(key))).text
 
 
+async def test_a_key_in_the_path_is_seen_by_no_tracer(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    trace = pytest.importorskip("opentelemetry.trace")
+    seen: list[str] = []
+
+    class Tracer(trace.NoOpTracer):  # type: ignore[misc]
+        def start_span(self, name: str, *context: Any, **told: Any) -> Any:
+            seen.append(f"{name} {told}")
+            return trace.INVALID_SPAN
+
+    class Provider(trace.TracerProvider):  # type: ignore[misc]
+        def get_tracer(self, *library: Any, **about: Any) -> Any:
+            return Tracer()
+
+    monkeypatch.setattr(trace, "get_tracer_provider", Provider)
+    key = house.key("qupath", Role.ANNOTATOR)
+    async with house.client() as client:
+        assert (await client.get(f"/k/{key}/sam/version/")).status_code == 200
+    assert key not in "".join(seen)
+
+
 async def test_without_keys_everybody_may_do_everything_as_often_as_they_like(settings: Settings) -> None:
     free = settings.model_copy(update={"identity_requests_per_minute": 1})
     app = create_app(free, Catalogue(free.slides), NumpyExecutor())

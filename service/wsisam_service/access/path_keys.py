@@ -1,7 +1,7 @@
 """A key in the base path, `/k/{key}/…`, for clients that can send no header, as QuPath's SAM extension.
 
-The key is taken out of the path before anything else sees the request, so that no log, metric, error or audit record
-can hold it.
+The key is taken out of the path before anything else sees the request, so that no log, metric, trace, error or audit
+record can hold it.
 """
 
 from __future__ import annotations
