@@ -16,9 +16,10 @@ import orjson
 import pytest
 from numpy_worker import NumpyBackend
 from pydantic import SecretStr
+from safetensors.numpy import load, save
 from stand_ins import NumpyExecutor
 
-from wsisam_model.prompts import Prompt
+from wsisam_model.prompts import MAX_POINTS, Prompt
 from wsisam_service.cluster.remote_executor import RETRY_PAUSES_S, VIEW_HEADER, RemoteExecutor
 from wsisam_service.cluster.wire import (
     VERSION,
@@ -51,6 +52,7 @@ from wsisam_service.jobs import (
     ViewPixels,
 )
 from wsisam_service.logs import RequestIds, current_request
+from wsisam_service.segmenting.segmenter import MAX_PROMPTS
 from wsisam_service.settings import Settings
 from wsisam_service.stores.embeddings import MemoryStore, TieredStore
 
@@ -104,7 +106,7 @@ def job(hr: str = HR, lr: str | None = LR, prompt: Prompt = BOX) -> DecodeJob:
 
 
 def test_a_decode_call_arrives_as_it_was_sent() -> None:
-    logits = np.random.default_rng(0).normal(size=(2, 256, 256)).astype(np.float32)
+    logits = np.random.default_rng(0).choice(np.array([-10, 10], np.float32), (2, 256, 256))
     jobs = [
         job(),
         DecodeJob(
@@ -133,6 +135,21 @@ def test_a_decode_call_arrives_as_it_was_sent() -> None:
     assert second.prompt.mask_lr is not None
     assert np.array_equal(second.prompt.mask_hr, logits[0])
     assert np.array_equal(second.prompt.mask_lr, logits[1])
+
+
+def test_masks_of_an_older_gateway_are_understood() -> None:
+    logits = np.full((256, 256), 10, np.float32)
+    tensors = load(write_decode_call(DecodeCall([job(prompt=Prompt(mask_hr=logits))])))
+    arrived = read_decode_call(save({**tensors, "mask_hr.0": logits}))
+    assert np.array_equal(arrived.jobs[0].prompt.mask_hr, logits)  # type: ignore[arg-type]
+
+
+def test_a_full_request_of_masks_on_large_cold_views_is_not_more_than_a_worker_takes() -> None:
+    points = tuple((1000 / 3 + x, 1000 / 7) for x in range(MAX_POINTS))
+    prompt = Prompt(points=points, labels=(1,) * MAX_POINTS, mask_hr=np.full((256, 256), -10, np.float32))
+    pixels = {key: np.zeros((1024, 1024, 3), np.uint8) for key in (HR, LR)}
+    call = write_decode_call(DecodeCall([job(prompt=prompt)] * MAX_PROMPTS, pixels))
+    assert len(call) < Settings().max_body_bytes
 
 
 def test_a_decode_reply_arrives_as_it_was_sent() -> None:
