@@ -302,6 +302,31 @@ async def test_what_is_known_of_the_workers_is_asked_for_again_before_it_is_an_h
         assert len(wire.requests) == asked
 
 
+async def test_a_frozen_worker_holds_up_nobody_elses_click_with_what_it_offers(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Frozen(Wire):
+        frozen = False
+        asked = asyncio.Event()
+
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            if self.frozen:
+                self.asked.set()
+                await asyncio.Event().wait()
+            return await super().handle_async_request(request)
+
+    wire = Frozen(NumpyExecutor())
+    client = RemoteExecutor("http://workers", TOKEN, timeout_s=20, transport=wire)
+    known = await client.info()
+    module = "wsisam_service.cluster.remote_executor"
+    monkeypatch.setattr(f"{module}.INFO_AGE_S", -1.0)
+    monkeypatch.setattr(f"{module}.OLD_INFO_AGE_S", -1.0)
+    monkeypatch.setattr(f"{module}.INFO_WAIT_S", 0.0)
+    wire.frozen = True
+    for _ in range(2):
+        assert await asyncio.wait_for(client.info(), 5) == known
+    await asyncio.wait_for(wire.asked.wait(), 5)
+    await client.aclose()
+
+
 async def test_a_lost_connection_and_a_routers_503_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wsisam_service.cluster.remote_executor.RETRY_PAUSES_S", (0.0, 0.0))
 

@@ -55,6 +55,8 @@ MAX_ROUNDS = 5
 """Times that a call is sent with more pixels; another worker may take it up meanwhile and lack others."""
 INFO_AGE_S, OLD_INFO_AGE_S = 5.0, 60.0
 """Ages at which what is known of the workers is asked for again: behind the caller's back, and before it is used."""
+INFO_WAIT_S = 2.0
+"""The longest that callers wait for what is asked again: the worker that is asked may be frozen, and theirs not be."""
 _DONE = (HTTPStatus.OK, HTTPStatus.CONFLICT)
 
 
@@ -81,6 +83,7 @@ class RemoteExecutor:
         self._info: Mapping[str, Any] | None = None
         self._asked_s = 0.0
         self._refreshing: asyncio.Task[None] | None = None
+        self._wait_until_s = 0.0
 
     async def decode(
         self, jobs: Sequence[DecodeJob], pixels: PixelSource, timings: Timings
@@ -132,12 +135,12 @@ class RemoteExecutor:
         return Purges(told["slides"], told["mark"])
 
     async def info(self) -> Mapping[str, Any]:
-        """See `jobs.Executor`. At most a minute old, and the last known where no worker answers."""
+        """See `jobs.Executor`. At most a minute old, and the last known where no worker answers in time."""
         if self._info is None:
             await self._refresh()
         self._refresh_where_old()
         if self._refreshing is not None and self._age_s() > OLD_INFO_AGE_S:
-            await asyncio.shield(self._refreshing)
+            await asyncio.wait([self._refreshing], timeout=max(0.0, self._wait_until_s - time.monotonic()))
         assert self._info is not None
         return self._info
 
@@ -229,6 +232,7 @@ class RemoteExecutor:
     def _refresh_where_old(self) -> None:
         if self._info is not None and self._refreshing is None and self._age_s() > INFO_AGE_S:
             self._refreshing = asyncio.create_task(self._refresh_quietly())
+            self._wait_until_s = time.monotonic() + INFO_WAIT_S
 
     async def _refresh(self) -> None:
         try:
