@@ -25,6 +25,7 @@ from wsisam_service.cluster.wire import (
     VERSION,
     DecodeCall,
     DecodeReply,
+    problem_words,
     read_decode_call,
     read_decode_reply,
     write_decode_call,
@@ -33,6 +34,7 @@ from wsisam_service.cluster.wire import (
 from wsisam_service.cluster.worker import create_worker
 from wsisam_service.errors import (
     InvalidRequest,
+    NotReady,
     Overloaded,
     RefineExpired,
     Timeout,
@@ -325,6 +327,23 @@ async def test_a_frozen_worker_holds_up_nobody_elses_click_with_what_it_offers(m
         assert await asyncio.wait_for(client.info(), 5) == known
     await asyncio.wait_for(wire.asked.wait(), 5)
     await client.aclose()
+
+
+async def test_a_worker_that_is_ending_is_tried_elsewhere_and_a_store_that_is_away_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("wsisam_service.cluster.remote_executor.RETRY_PAUSES_S", (0.0, 0.0))
+    not_ready = httpx.Response(503, json=problem_words(NotReady("the service is ending", retry_after_s=2)))
+    async with remote(NumpyExecutor()) as (client, wire):
+        wire.lose = lambda number: not_ready if number == 1 else None
+        assert await client.missing([HR]) == [HR]
+        assert wire.statuses == [503, 200]
+        wire.lose = lambda number: not_ready
+        for call in (lambda: client.purge("aa"), lambda: client.purges(None)):
+            asked = len(wire.requests)
+            with pytest.raises(NotReady):
+                await call()
+            assert len(wire.requests) == asked + 1
 
 
 async def test_a_lost_connection_and_a_routers_503_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from wsisam_service.cluster.wire import (
     write_decode_call,
     write_encode_call,
 )
-from wsisam_service.errors import InvalidRequest, Timeout, Unauthorized, WorkerUnavailable
+from wsisam_service.errors import InvalidRequest, NotReady, ServiceError, Timeout, Unauthorized, WorkerUnavailable
 from wsisam_service.jobs import (
     CacheTier,
     DecodeJob,
@@ -58,6 +58,10 @@ INFO_AGE_S, OLD_INFO_AGE_S = 5.0, 60.0
 INFO_WAIT_S = 2.0
 """The longest that callers wait for what is asked again: the worker that is asked may be frozen, and theirs not be."""
 _DONE = (HTTPStatus.OK, HTTPStatus.CONFLICT)
+_ELSEWHERE = (WorkerUnavailable, NotReady)
+"""What a worker may answer that another one may not: it is about to end."""
+_SAME_STORE = (WorkerUnavailable,)
+"""The same for what asks the shared store: there `NotReady` says that the store cannot be reached, by anybody."""
 
 
 class RemoteExecutor:
@@ -125,12 +129,13 @@ class RemoteExecutor:
 
     async def purge(self, fingerprint: str) -> int:
         """See `jobs.Executor`. Reaches one worker and the shared store, through which the other workers hear of it."""
-        response = await self._call("DELETE", f"/v1/slides/{fingerprint}", fingerprint, b"")
+        response = await self._call("DELETE", f"/v1/slides/{fingerprint}", fingerprint, b"", _SAME_STORE)
         return int(response.json()["purged"])
 
     async def purges(self, since: str | None) -> Purges:
         """See `jobs.Executor`. Any worker knows, for the shared store tells; without one there is nothing to hear."""
-        response = await self._call("GET", f"/v1/purges?since={since}" if since else "/v1/purges", "", b"")
+        path = f"/v1/purges?since={since}" if since else "/v1/purges"
+        response = await self._call("GET", path, "", b"", _SAME_STORE)
         told = response.json()
         return Purges(told["slides"], told["mark"])
 
@@ -198,8 +203,17 @@ class RemoteExecutor:
                 raise failed[key]
         raise WorkerUnavailable("the workers keep asking for the same pixels")
 
-    async def _call(self, method: str, path: str, view: str, body: bytes) -> httpx.Response:
-        """The answer of a worker, tried again while none gives one. Raises the error that a worker answers."""
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        view: str,
+        body: bytes,
+        elsewhere: tuple[type[ServiceError], ...] = _ELSEWHERE,
+    ) -> httpx.Response:
+        """The answer of a worker, tried again while none gives one but those of `elsewhere`. Raises the error that a
+        worker answers.
+        """
         ids = current_request.get()
         headers = {VIEW_HEADER: view, **(ids.headers() if ids else {})}
         for pause_s in (*RETRY_PAUSES_S, None):
@@ -208,7 +222,7 @@ class RemoteExecutor:
             except httpx.ReadTimeout as error:
                 raise Timeout("the worker did not answer in time") from error
             except httpx.TransportError as error:
-                failure = WorkerUnavailable("no worker answers")
+                failure: ServiceError = WorkerUnavailable("no worker answers")
                 failure.__cause__ = error
             else:
                 if response.status_code in _DONE:
@@ -217,7 +231,7 @@ class RemoteExecutor:
                 if isinstance(answered, Unauthorized):
                     _log.error("the workers refuse this gateway: WSISAM_WORKER_TOKEN is not theirs")
                     raise WorkerUnavailable("the workers refuse this gateway") from answered
-                if not isinstance(answered, WorkerUnavailable):
+                if not isinstance(answered, elsewhere):
                     raise answered
                 failure = answered
             if pause_s is None:
