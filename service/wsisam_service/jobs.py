@@ -169,6 +169,10 @@ class Executor(Protocol):
         """Whether the model is loaded and warm."""
         ...
 
+    async def healthy(self) -> bool:
+        """Whether it is ready or may become so; False once only a new process helps, as with a broken device."""
+        ...
+
     async def warm_up(self) -> None:
         """Make everything that a first call would otherwise wait for; `ready` from then on."""
         ...

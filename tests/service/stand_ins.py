@@ -38,6 +38,7 @@ class NumpyExecutor:
     model: str = "lite_medsam"
     hold: asyncio.Event | None = None
     warm: bool = False
+    broken: bool = False
     waiting: asyncio.Event = field(default_factory=asyncio.Event)
     cancelled: int = 0
     views: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
@@ -98,6 +99,9 @@ class NumpyExecutor:
 
     async def ready(self) -> bool:
         return self.warm
+
+    async def healthy(self) -> bool:
+        return not self.broken
 
     async def warm_up(self) -> None:
         self.warm = True

@@ -22,6 +22,8 @@ async def test_ready_only_while_the_model_is_warm(client: httpx.AsyncClient, exe
     assert (answer.status_code, answer.json()["type"]) == (503, "/problems/not-ready")
     assert answer.headers["retry-after"]
     assert (await client.get("/healthz")).status_code == 200
+    executor.broken = True
+    assert (await client.get("/healthz")).status_code == 503
 
 
 async def test_info_has_version_models_and_limits(client: httpx.AsyncClient) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from wsisam_service.errors import Overloaded, WorkerUnavailable
 from wsisam_service.execution import batcher as batcher_module
-from wsisam_service.execution.batcher import Answer, Batcher, Lane
+from wsisam_service.execution.batcher import BROKEN_AFTER, Answer, Batcher, Lane
 from wsisam_service.logs import RequestIds, current_request
 
 TIMEOUT_S = 20.0
@@ -246,6 +246,24 @@ def test_a_crash_of_the_thread_answers_everybody(bench: Bench) -> None:
     assert not bench.batcher.healthy
     with pytest.raises(WorkerUnavailable):
         bench.batcher.submit(bench.decodes, "m", [1])
+
+
+def test_a_device_is_healthy_after_an_odd_input_and_not_once_every_call_fails(bench: Bench) -> None:
+    def trouble(items: Sequence[int]) -> None:
+        if 13 in items:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        if 99 in items:
+            raise RuntimeError("CUDA error: out of memory")
+
+    def call(item: int) -> bool:
+        wait(bench.batcher.submit(bench.decodes, "m", [item]), TIMEOUT_S)
+        return bench.batcher.healthy
+
+    bench.device.trouble = trouble
+    bench.device.release.set()
+    assert all(map(call, [13, 1, *[99] * BROKEN_AFTER, 13, 13, 2, 13, 13]))
+    assert not call(13)
+    assert call(3), "what works again is not restarted"
 
 
 def test_closing_answers_what_waits(bench: Bench) -> None:

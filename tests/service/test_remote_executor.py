@@ -346,6 +346,22 @@ async def test_a_worker_that_is_ending_is_tried_elsewhere_and_a_store_that_is_aw
             assert len(wire.requests) == asked + 1
 
 
+async def test_a_worker_whose_device_has_failed_for_good_asks_to_be_restarted() -> None:
+    class Broken(NumpyBackend):
+        def encode(self, images: Sequence[ViewPixels]) -> Any:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    stores = [TieredStore([MemoryStore(10_000_000)], ttl_s=60) for _ in range(2)]
+    limits = {"l1_bytes": 10_000_000, "max_encodes": 64, "max_decodes": 1024, "encode_batch": 1, "decode_batch": 1}
+    executor = LocalExecutor([Broken()], *stores, **limits)
+    async with remote(executor) as (client, wire), httpx.AsyncClient(transport=wire, base_url="http://workers") as http:
+        assert (await http.get("/healthz")).status_code == 200
+        answers = [await client.decode([job(f"{HR}{n}", None)], Pixels(), Timings()) for n in range(3)]
+        assert all(isinstance(answer, RuntimeError) for (answer,) in answers)
+        assert (await http.get("/healthz")).status_code == 503
+    await executor.aclose()
+
+
 async def test_a_lost_connection_and_a_routers_503_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wsisam_service.cluster.remote_executor.RETRY_PAUSES_S", (0.0, 0.0))
 

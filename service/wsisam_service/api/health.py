@@ -24,9 +24,16 @@ DISTRIBUTION = "wsisam"
 router = APIRouter(tags=["service"])
 
 
-@router.get("/healthz", summary="Does the process live?", response_class=PlainTextResponse)
-async def healthz() -> PlainTextResponse:
-    """Answers as long as the event loop turns."""
+@router.get(
+    "/healthz",
+    summary="Does the process live?",
+    response_class=PlainTextResponse,
+    responses=described_problems(503),
+)
+async def healthz(services: ServicesDep) -> PlainTextResponse:
+    """200 as long as the event loop turns and a restart would mend nothing; 503 once the device has failed for good."""
+    if not await services.executor.healthy():
+        raise NotReady("the device has failed, only a restart helps")
     return PlainTextResponse("ok\n")
 
 

@@ -157,6 +157,10 @@ class RemoteExecutor:
         self._refresh_where_old()
         return self._info is not None
 
+    async def healthy(self) -> bool:
+        """Always: there is no device here."""
+        return True
+
     async def warm_up(self) -> None:
         """Nothing to wait for here: workers may come later."""
 

@@ -74,6 +74,8 @@ def _open_routes(executor: Executor) -> APIRouter:
 
     @router.get("/healthz")
     async def healthz() -> PlainTextResponse:
+        if not await executor.healthy():
+            raise NotReady("the device has failed, only a restart helps")
         return PlainTextResponse("ok\n")
 
     @router.get("/readyz")

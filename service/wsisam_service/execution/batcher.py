@@ -37,6 +37,10 @@ PATIENCE, MIN_PATIENCE_S = 4, 0.5
 """A lane waits for those before it as long as this many of its own calls take, and at least so long: a fifth of a busy
 device at most is its own.
 """
+BROKEN_AFTER = 3
+"""Calls in a row that end in a CUDA error before the device counts as broken. Most such errors stay as long as the
+process lives; those of one odd input pass, and what others ask is answered in between.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,13 +143,14 @@ class Batcher:
         self._admitted = dict.fromkeys(limits, 0)
         self._changed = threading.Condition()
         self._stopped: str | None = None
+        self._device_errors = 0
         self._thread = threading.Thread(target=self._serve, name="device", daemon=True)
         self._thread.start()
 
     @property
     def healthy(self) -> bool:
-        """Whether the device's thread takes work."""
-        return self._stopped is None and self._thread.is_alive()
+        """Whether the device's thread takes work and the device does it."""
+        return self._stopped is None and self._thread.is_alive() and self._device_errors < BROKEN_AFTER
 
     @contextlib.contextmanager
     def admit(self, kind: str, count: int) -> Iterator[None]:
@@ -245,6 +250,7 @@ class Batcher:
             self._run_again(lane, batch, error)
             return
         ended = time.perf_counter()
+        self._device_errors = 0
         lane.measured(ended - started, len(batch))
         for entry, result in zip(batch, results, strict=True):
             entry.future.set_result(Answer(result, entry.submitted, started, ended))
@@ -252,7 +258,9 @@ class Batcher:
     def _run_again(self, lane: Lane[_Item, _Result], batch: list[_Waiting[_Item, _Result]], error: Exception) -> None:
         if is_out_of_memory(error):
             self._run_with_less_memory(lane, batch, error)
-        elif len(batch) == 1:
+            return
+        self._device_errors += is_device_error(error)
+        if len(batch) == 1:
             batch[0].future.set_exception(error)
         else:
             _log.warning("a %s batch of %d failed, trying its items singly: %r", lane.kind, len(batch), error)
@@ -281,6 +289,7 @@ class Batcher:
     def _run_single(self, lane: Lane[_Item, _Result], entry: _Waiting[_Item, _Result]) -> None:
         started = time.perf_counter()
         (result,) = lane.run(entry.group, [entry.item])
+        self._device_errors = 0
         entry.future.set_result(Answer(result, entry.submitted, started, time.perf_counter()))
 
     def _stop(self, reason: str) -> None:
@@ -304,6 +313,11 @@ def is_out_of_memory(error: Exception) -> bool:
         or type(error).__name__ == "OutOfMemoryError"
         or (isinstance(error, RuntimeError) and "out of memory" in str(error).lower())
     )
+
+
+def is_device_error(error: Exception) -> bool:
+    """Whether CUDA itself failed. After an illegal access, a lost device or a failed assertion every call does."""
+    return isinstance(error, RuntimeError) and "CUDA error" in str(error)
 
 
 def _fail(batch: Sequence[_Waiting[Any, Any]], error: Exception) -> None:

@@ -198,6 +198,10 @@ class LocalExecutor(Generic[E, V]):
         """See `jobs.Executor`."""
         return self._warm and self._batcher.healthy
 
+    async def healthy(self) -> bool:
+        """See `jobs.Executor`."""
+        return self._batcher.healthy
+
     async def warm_up(self) -> None:
         """Encode a view and decode a box with every model and its adapters, so that the first click finds everything
         allocated; where graphs are captured, also as many at once as several clients ask for.
