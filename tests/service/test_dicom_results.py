@@ -24,7 +24,7 @@ from shapely import MultiPolygon, Point, Polygon, box
 
 from wsisam_service.dicom.derived import DicomResult
 from wsisam_service.dicom.identity import Algorithm
-from wsisam_service.dicom.outlines import Outline, outlines_of_collection
+from wsisam_service.dicom.outlines import MAX_VERTICES_EACH, Outline, outlines_of_collection, within_slide
 from wsisam_service.dicom.results import ResultOptions, SlideGeometry, make_result
 from wsisam_service.errors import InvalidRequest, OutlineWithHoles, PromptOutsideSlide, UnreadableSlide
 
@@ -356,6 +356,32 @@ def test_a_feature_that_is_no_area_is_refused_by_its_number(geometry: Any) -> No
 def test_geometry_that_is_no_json_of_others_is_refused(geometry: Any) -> None:
     with pytest.raises(InvalidRequest):
         outlines_of_collection({"type": "FeatureCollection", "features": [FEATURE | {"geometry": geometry}]})
+
+
+def test_an_outline_of_too_many_vertices_is_refused_before_it_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    ring = [[float(x), float(x % 2)] for x in range(MAX_VERTICES_EACH)]
+    geometry = {"type": "Polygon", "coordinates": [[*ring, [0.0, 9.0], ring[0]]]}
+    monkeypatch.delattr(shapely, "is_valid")
+    with pytest.raises(InvalidRequest, match="vertices"):
+        outlines_of_collection({"type": "FeatureCollection", "features": [FEATURE | {"geometry": geometry}]})
+
+
+def test_outlines_are_judged_by_calls_that_let_other_threads_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shapely gives its lock up for arrays only."""
+    for scalar in ("is_valid", "covers", "intersection"):
+        monkeypatch.setattr(shapely.Polygon, scalar, property(lambda _: pytest.fail("this holds the lock")))
+    (outline,) = outlines_of_collection({"type": "FeatureCollection", "features": [FEATURE]})
+    whole, cut = within_slide([outline, outline], 20, 20), within_slide([outline], 5, 20)
+    assert [one.area.area for one in (*whole, *cut)] == [40.5, 40.5, 12.5]
+
+
+@pytest.mark.parametrize("number", [10**400, "1e999", "nan", [], {}])
+def test_a_number_that_is_none_is_left_out(number: Any) -> None:
+    properties = {"measurements": {"Predicted IoU": number}, "metadata": {"mpp": number}}
+    (outline,) = outlines_of_collection(
+        {"type": "FeatureCollection", "features": [FEATURE | {"properties": properties}]}
+    )
+    assert (outline.predicted_iou, outline.mpp) == (None, None)
 
 
 def test_classes_are_bounded_and_their_names_are_made_to_fit(headers: list[pydicom.Dataset]) -> None:

@@ -20,7 +20,7 @@ from pycocotools import mask as coco
 from shapely.geometry import shape
 from stand_ins import NumpyExecutor
 
-from wsisam_service.api.results import MAX_RESULT_BODY_BYTES
+from wsisam_service.api.bodies import MAX_JSON_BYTES
 from wsisam_service.app import create_app
 from wsisam_service.audit.events import AuditEvent
 from wsisam_service.audit.trail import AuditTrail
@@ -64,7 +64,7 @@ async def pacs(
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A client whose paths are relative to the slide's."""
     catalogue, found = slide
-    settings = settings.model_copy(update={"max_body_bytes": 2 * MAX_RESULT_BODY_BYTES})
+    settings = settings.model_copy(update={"max_body_bytes": 2 * MAX_JSON_BYTES})
     app = create_app(settings, catalogue, executor)
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
@@ -235,7 +235,7 @@ async def test_an_object_is_signed_by_the_adapters_that_drew_all_of_it(
 
 
 async def test_a_body_too_large_to_parse_is_refused(pacs: httpx.AsyncClient) -> None:
-    content = b'{"kind": "seg", "pad": "' + b"x" * MAX_RESULT_BODY_BYTES + b'"}'
+    content = b'{"kind": "seg", "pad": "' + b"x" * MAX_JSON_BYTES + b'"}'
     answer = await pacs.post("results", content=content, headers={"content-type": "application/json"})
     assert type_of(answer) == (413, "body-too-large")
 

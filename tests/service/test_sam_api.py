@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from wsisam_service.errors import Overloaded
 from wsisam_service.jobs import DecodedMask, DecodeJob, DecodeResult, PixelSource, Timings
 from wsisam_service.masks import rle
 
+JSON = {"content-type": "application/json"}
 WIDTH, HEIGHT = 300, 200
 BOX = [60, 50, 160, 120]
 
@@ -210,8 +212,9 @@ async def test_bad_requests_say_why_in_one_line(client: httpx.AsyncClient, body:
     assert "\n" not in answer.text
 
 
-async def test_an_offset_that_no_mask_could_have_is_refused(client: httpx.AsyncClient) -> None:
-    answer = await client.post("/sam/automask/", json={"b64img": picture(), "stability_score_offset": 1e308})
+@pytest.mark.parametrize("odd", [{"stability_score_offset": 1e308}, {"min_mask_region_area": 10**400}])
+async def test_what_no_mask_could_have_is_refused(client: httpx.AsyncClient, odd: dict[str, Any]) -> None:
+    answer = await client.post("/sam/automask/", content=json.dumps({"b64img": picture(), **odd}), headers=JSON)
     assert (answer.status_code, answer.json()["type"]) == (422, "/problems/invalid-number")
 
 

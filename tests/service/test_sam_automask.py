@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from wsisam_service.jobs import DecodedMask, DecodeJob, DecodeResult, PixelSourc
 from wsisam_service.masks import rle
 from wsisam_service.pictures.picture import Picture
 from wsisam_service.pictures.picture_slide import slide_of_picture
+from wsisam_service.sam import automask
 from wsisam_service.sam.automask import (
     IOU_SCALE,
     Scene,
@@ -92,6 +94,25 @@ async def test_whole_objects_are_found_once(picture: Picture, model: str) -> Non
     assert len(found) == 2
     assert close(found[0], (100, 40, 180, 120))
     assert close(found[1], (240, 160, 320, 240))
+
+
+async def test_what_decodes_show_is_worked_out_beside_the_event_loop(
+    picture: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: dict[str, set[int]] = {}
+
+    def noted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def noting(*args: Any) -> Any:
+            threads.setdefault(name, set()).add(threading.get_ident())
+            return call(*args)
+
+        return noting
+
+    for name in ("_read", "suppress"):
+        monkeypatch.setattr(automask, name, noted(name, getattr(automask, name)))
+    await found_in(picture)
+    assert threads.keys() == {"_read", "suppress"}
+    assert threading.get_ident() not in set.union(*threads.values())
 
 
 async def test_what_the_border_cuts_is_found_where_it_is_wanted(picture: Picture) -> None:

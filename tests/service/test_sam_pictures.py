@@ -13,7 +13,7 @@ from PIL import Image
 
 from wsisam_service.errors import ImageTooLarge, InvalidRequest
 from wsisam_service.pictures import picture
-from wsisam_service.pictures.picture import PictureCache, decode_picture
+from wsisam_service.pictures.picture import MAX_SCANS, PictureCache, decode_picture
 
 MAX_PX = 1_000_000
 
@@ -35,6 +35,17 @@ def test_alpha_is_dropped_where_there_are_pixels_and_white_where_there_are_none(
     assert pixels.shape == (2, 2, 3)
     assert pixels[0, 0].tolist() == [10, 20, 30]
     assert pixels[1, 1].tolist() == [255, 255, 255]
+
+
+def test_a_jpeg_of_thousands_of_scans_is_refused_before_it_is_decoded() -> None:
+    buffer = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(buffer, "JPEG", progressive=True)
+    assert decode_picture(buffer.getvalue(), MAX_PX).width == 64
+    *_, last = buffer.getvalue().split(b"\xff\xda")
+    scan = b"\xff\xda" + last.removesuffix(b"\xff\xd9")
+    data = buffer.getvalue().removesuffix(b"\xff\xd9") + scan * MAX_SCANS + b"\xff\xd9"
+    with pytest.raises(InvalidRequest, match="scans"):
+        decode_picture(data, MAX_PX)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "1"])

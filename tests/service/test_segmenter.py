@@ -31,7 +31,7 @@ from wsisam_service.masks import rle
 from wsisam_service.segmenting import slide_views
 from wsisam_service.segmenting.answers import EveryPromptFailed, PromptAnswer, PromptProblem, SegmentAnswer
 from wsisam_service.segmenting.prompts import MaskSpec, PromptSpec
-from wsisam_service.segmenting.segmenter import Segmenter, SegmentRequest
+from wsisam_service.segmenting.segmenter import MAX_MASK_CHARACTERS, Segmenter, SegmentRequest
 from wsisam_service.settings import Settings
 from wsisam_service.slides.reader import Level, RgbImage, SlideInfo, SlideReader
 from wsisam_service.slides.slide import Slide
@@ -370,8 +370,11 @@ async def test_what_the_frozen_model_drew_it_corrects() -> None:
 
 async def test_masks_of_a_request_are_bounded_together() -> None:
     mask = MaskSpec((4096, 4096), rle.encode(np.ones((4096, 4096), bool)).counts, 2000, 2000, 100, 100)
-    with pytest.raises(InvalidRequest, match="in all"):
+    with pytest.raises(InvalidRequest, match="pixels in all"):
         await segment(NumpyExecutor(), SegmentRequest([PromptSpec(mask=mask)] * 17))
+    wordy = MaskSpec((4096, 4096), "1" * (MAX_MASK_CHARACTERS // 2 + 1), 2000, 2000, 100, 100)
+    with pytest.raises(InvalidRequest, match="characters in all"):
+        await segment(NumpyExecutor(), SegmentRequest([PromptSpec(mask=wordy)] * 2))
 
 
 async def test_a_read_counts_as_long_as_its_thread_reads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,8 @@ from wsisam_service.errors import BodyTooLarge, InvalidRequest, UnsupportedMedia
 Body = TypeVar("Body", bound=BaseModel)
 
 JSON_MEDIA_TYPE = "application/json"
+MAX_JSON_BYTES = 16 << 20
+"""Of a body that holds no picture. Parsed, GeoJSON takes some twenty times as much memory."""
 MAX_VALUES = 500_000
 """Values of a body: parsed, each holds up everybody for 50 ns and takes 32 bytes, and the largest request for
 outlines that is allowed has 270,000. Pictures and masks are texts, which cost nothing.
@@ -40,9 +42,11 @@ def parse_body(model: type[Body], content: bytes, max_values: int = MAX_VALUES) 
 
 
 def json_body(
-    model: type[Body], *, max_bytes: int | None = None, max_values: int = MAX_VALUES
+    model: type[Body], *, max_bytes: int | None = MAX_JSON_BYTES, max_values: int = MAX_VALUES
 ) -> Callable[[Request], Awaitable[Body]]:
-    """A dependency that reads the request's JSON body, of `max_bytes` at most where the service allows more."""
+    """A dependency that reads the request's JSON body, of `max_bytes` at most where the service allows more; None is
+    what the service allows.
+    """
 
     async def read(request: Request) -> Body:
         # A page elsewhere can post without saying what, and is not asked for a preflight then; browsers say "origin".

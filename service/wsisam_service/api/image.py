@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import replace
 from typing import Annotated, Any
@@ -23,6 +22,7 @@ from wsisam_service.jobs import Timings
 from wsisam_service.logs import request_id
 from wsisam_service.pictures.picture import decode_picture
 from wsisam_service.pictures.picture_slide import slide_of_picture
+from wsisam_service.slides.lanes import SENT_LANE
 
 MAX_REQUEST_PART_BYTES = 4 << 20
 _UTF_8 = (b"utf-8", b"utf8")
@@ -69,7 +69,7 @@ async def segment_picture(
         raise NoDicomSource("a picture is no DICOM slide, so nothing in DICOM can refer to it")
     wanted = replace(body.request(request_id(), format="geojson" if bare else None), mpp=None)
     content = await _part(form, "image")
-    picture = await asyncio.to_thread(decode_picture, content, services.settings.max_image_px)
+    picture = await SENT_LANE.run(decode_picture, content, services.settings.max_image_px)
     slide = slide_of_picture(picture, body.mpp)
     answer = await unless_client_gone(request, services.segmenter.segment(slide, wanted, timings))
     timings.add("total", time.perf_counter() - start)

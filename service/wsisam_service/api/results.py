@@ -16,13 +16,11 @@ from wsisam_service.api.schemas import ResultBody, StoredAnswer
 from wsisam_service.dicom.derived import DicomResult
 
 DICOM_MEDIA_TYPE = "application/dicom"
-MAX_RESULT_BODY_BYTES = 16 << 20
-"""Parsed, GeoJSON takes some twenty times as much memory."""
 MAX_RESULT_VALUES = 4_000_000
 """A million vertices have three million."""
 
 router = APIRouter(tags=["segment"])
-_read_body = json_body(ResultBody, max_bytes=MAX_RESULT_BODY_BYTES, max_values=MAX_RESULT_VALUES)
+_read_body = json_body(ResultBody, max_values=MAX_RESULT_VALUES)
 
 
 @router.post(

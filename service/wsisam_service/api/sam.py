@@ -24,14 +24,14 @@ from wsisam_service.errors import NotSupported, Overloaded
 from wsisam_service.jobs import Timings
 from wsisam_service.pictures.picture import PictureCache
 from wsisam_service.pictures.picture_slide import slide_of_picture
-from wsisam_service.sam.automask import Scene, find_all
+from wsisam_service.sam.automask import Scene, features, find_all
 from wsisam_service.sam.detect import detect
 from wsisam_service.sam.offer import serving_model, weights_list
-from wsisam_service.sam.outlines import feature
 from wsisam_service.sam.requests import AutomaskBody, DetectBody, RegisterBody
 from wsisam_service.sam.weights import Install, WeightsRegister
 from wsisam_service.segmenting.offers import model_offer
 from wsisam_service.settings import Settings
+from wsisam_service.slides.lanes import SENT_LANE
 
 SAMAPI_VERSION = "0.7.1"
 """The server whose protocol this is."""
@@ -106,7 +106,7 @@ async def detection(
     request: Request,
     services: ServicesDep,
     extension: ExtensionDep,
-    body: Annotated[DetectBody, Depends(json_body(DetectBody))],
+    body: Annotated[DetectBody, Depends(json_body(DetectBody, max_bytes=None))],
 ) -> Response:
     """Features in pixels of the picture; an empty list where nothing is found or nothing was asked."""
     timings, start = Timings(), time.perf_counter()
@@ -125,7 +125,7 @@ async def automask(
     request: Request,
     services: ServicesDep,
     extension: ExtensionDep,
-    body: Annotated[AutomaskBody, Depends(json_body(AutomaskBody))],
+    body: Annotated[AutomaskBody, Depends(json_body(AutomaskBody, max_bytes=None))],
 ) -> Response:
     """Features in pixels of the picture, best first. One at a time: a second one is told to come again."""
     settings = services.settings
@@ -141,12 +141,7 @@ async def automask(
         bounded = body.model_copy(update={"points_per_side": points_per_side})
         work = find_all(scene, bounded, budget_s=settings.automask_s)
         found = await _small_retry_after(unless_client_gone(request, work))
-    sam_model = body.type or model
-    features = (
-        feature(one.mask, one.view.origin_level0, one.view.scale, quality=one.predicted_iou, sam_model=sam_model)
-        for one in found
-    )
-    return json_response([one for one in features if one is not None])
+    return json_response(await SENT_LANE.run(features, found, body.type or model))
 
 
 @route("GET", "weights", "Weights on offer, never none")

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import orjson
 import shapely
 from shapely import MultiPolygon, Polygon
@@ -17,6 +19,8 @@ from wsisam_service.masks.geojson import polygons_of
 
 MAX_OUTLINES = 10_000
 MAX_VERTICES = 1_000_000
+MAX_VERTICES_EACH = 50_000
+"""To ask whether an outline crosses itself can take a time that grows with their square: then a minute."""
 FARTHEST = 2.0**31
 """Pixels from the slide's corner, in any direction."""
 PREDICTED_IOU = "Predicted IoU"
@@ -53,12 +57,12 @@ def outlines_of_collection(collection: Mapping[str, Any]) -> list[Outline]:
         texts = [orjson.dumps(feature.get("geometry")).decode() for feature in features]
     except TypeError as error:  # numbers beyond 64 bits, or too deep
         raise InvalidRequest("geojson has a geometry that is none") from error
-    areas = shapely.from_geojson(texts, on_invalid="ignore").tolist()
-    outlines = [
-        _outline(number, feature, area) for number, (feature, area) in enumerate(zip(features, areas, strict=True))
+    areas = shapely.from_geojson(texts, on_invalid="ignore")
+    _check_vertices(areas)
+    valid = shapely.is_valid(areas)  # of all at once: shapely's properties of one keep every other thread waiting
+    return [
+        _outline(number, *feature) for number, feature in enumerate(zip(features, areas.tolist(), valid, strict=True))
     ]
-    _check_vertices(outlines)
-    return outlines
 
 
 def within_slide(outlines: Sequence[Outline], width: int, height: int) -> list[Outline]:
@@ -67,22 +71,22 @@ def within_slide(outlines: Sequence[Outline], width: int, height: int) -> list[O
     Raises `PromptOutsideSlide` for one that lies wholly outside.
     """
     slide = shapely.box(0, 0, width, height)
-    return [_within(outline, slide) for outline in outlines]
+    whole = shapely.covers(slide, [outline.area for outline in outlines])
+    return [outline if inside else _cut(outline, slide) for outline, inside in zip(outlines, whole, strict=True)]
 
 
-def _within(outline: Outline, slide: Polygon) -> Outline:
-    if slide.covers(outline.area):
-        return outline
-    inside = polygons_of(outline.area.intersection(slide))
+def _cut(outline: Outline, slide: Polygon) -> Outline:
+    (shared,) = shapely.intersection([outline.area], slide)  # in a list for others' sake, as with `is_valid`
+    inside = polygons_of(shared)
     if inside is None:
         raise PromptOutsideSlide("an outline lies outside the slide")
     return replace(outline, area=inside)
 
 
-def _outline(number: int, feature: Mapping[str, Any], area: shapely.Geometry | None) -> Outline:
+def _outline(number: int, feature: Mapping[str, Any], area: shapely.Geometry | None, valid: bool) -> Outline:
     if not isinstance(area, Polygon | MultiPolygon) or area.is_empty:
         raise InvalidRequest(f"geojson.features[{number}]: the geometry is a Polygon or MultiPolygon")
-    if area.has_z or not area.is_valid:
+    if area.has_z or not valid:
         raise InvalidRequest(f"geojson.features[{number}]: the outline crosses itself or is not flat")
     if max(map(abs, area.bounds)) > FARTHEST:
         raise InvalidRequest(f"geojson.features[{number}]: no slide reaches as far")
@@ -110,9 +114,12 @@ def class_name(classification: object) -> str | None:
     return _text(classification)
 
 
-def _check_vertices(outlines: Sequence[Outline]) -> None:
-    if int(shapely.get_num_coordinates([outline.area for outline in outlines]).sum()) > MAX_VERTICES:
+def _check_vertices(areas: npt.NDArray[np.object_]) -> None:
+    counts = shapely.get_num_coordinates(areas)
+    if counts.sum() > MAX_VERTICES:
         raise InvalidRequest(f"one object holds at most {MAX_VERTICES} vertices")
+    if counts.max(initial=0) > MAX_VERTICES_EACH:
+        raise InvalidRequest(f"one outline has at most {MAX_VERTICES_EACH} vertices")
 
 
 def _member(holder: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -128,6 +135,6 @@ def _number(value: object) -> float | None:
     """QuPath writes metadata as texts."""
     try:
         number = float(value)  # type: ignore[arg-type]  # anything else is a TypeError
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None

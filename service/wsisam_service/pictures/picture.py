@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import hashlib
@@ -17,8 +16,14 @@ import numpy.typing as npt
 from PIL import Image
 
 from wsisam_service.errors import ImageTooLarge, InvalidRequest
+from wsisam_service.slides.lanes import SENT_LANE
 
 _FORMATS = ("PNG", "JPEG")
+_SCAN = b"\xff\xda"
+MAX_SCANS = 200
+"""Of a JPEG, those of thumbnails within it included: a progressive one has some ten. Each is decoded over the whole
+picture, however little it holds.
+"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,6 +47,8 @@ def decode_picture(data: bytes, max_px: int) -> Picture:
 
     Raises `InvalidRequest` for what is no such picture and `ImageTooLarge` beyond `max_px` pixels, before decoding.
     """
+    if data.startswith(b"\xff\xd8") and data.count(_SCAN) > MAX_SCANS:
+        raise InvalidRequest(f"The picture is a JPEG of more than {MAX_SCANS} scans.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound below is the tighter one
@@ -80,7 +87,7 @@ class PictureCache:
 
     async def decode(self, base64_text: str) -> Picture:
         """The picture of a base64 text. Raises as `decode_picture` does."""
-        return await asyncio.to_thread(self._decode, base64_text)
+        return await SENT_LANE.run(self._decode, base64_text)
 
     def _decode(self, base64_text: str) -> Picture:
         try:

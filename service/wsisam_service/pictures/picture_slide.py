@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 
 from wsisam_service.pictures.picture import Picture
-from wsisam_service.slides.lanes import MEMORY_LANE
+from wsisam_service.slides.lanes import SENT_LANE
 from wsisam_service.slides.reader import Level, RgbImage, SlideInfo, SlideReader
 from wsisam_service.slides.slide import Slide
 
@@ -43,4 +43,4 @@ def slide_of_picture(picture: Picture, mpp: float | None) -> Slide:
     info = SlideInfo((Level(picture.width, picture.height),), mpp=mpp)
     reader = _PictureReader(picture, info)
     fingerprint = hashlib.sha256(f"{picture.content}\n{mpp}".encode("ascii")).hexdigest()
-    return Slide(PICTURE_ID, PICTURE_ID, fingerprint, info, lambda: reader, lane=MEMORY_LANE)
+    return Slide(PICTURE_ID, PICTURE_ID, fingerprint, info, lambda: reader, lane=SENT_LANE)

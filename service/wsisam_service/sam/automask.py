@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -29,10 +30,11 @@ from wsisam_service.jobs import (
     Timings,
 )
 from wsisam_service.masks import rle
-from wsisam_service.sam.outlines import Mask, clip_to_picture
+from wsisam_service.sam.outlines import Mask, clip_to_picture, feature
 from wsisam_service.sam.requests import AutomaskBody
 from wsisam_service.segmenting.offers import ModelOffer
 from wsisam_service.segmenting.slide_views import SlideViews
+from wsisam_service.slides.lanes import SENT_LANE
 from wsisam_service.views import Box, View, snapped_view, step_for_extent, view_for_extent
 
 BOX_SCALES = (4, 2, 1)
@@ -119,12 +121,21 @@ async def find_all(scene: Scene, body: AutomaskBody, *, budget_s: float) -> list
     else:
         boxes = box_proposals(scene.size, config, body.points_per_side)
         first = await _decode(scene, boxes, body, start + FIRST_ROUND * budget_s)
-        rough = suppress(first, body.box_nms_thresh)[:MAX_FOUND]
+        rough = (await SENT_LANE.run(suppress, first, body.box_nms_thresh))[:MAX_FOUND]
         again = [Proposal(one.view, box=one.box) for one in rough]
         found = rough + await _decode(scene, again, body, start + budget_s)
     least = body.pred_iou_thresh * (IOU_SCALE.get(config.name, 1.0) if scene.offer.adapters else 1.0)
     good = [one for one in found if one.predicted_iou >= least and _passes(one, scene.size, body)]
-    return suppress(good, body.box_nms_thresh)
+    return await SENT_LANE.run(suppress, good, body.box_nms_thresh)
+
+
+def features(found: Sequence[Found], sam_model: str) -> list[dict[str, Any]]:
+    """The Features of objects, without those that are empty at their outline's tolerance."""
+    drawn = (
+        feature(one.mask, one.view.origin_level0, one.view.scale, quality=one.predicted_iou, sam_model=sam_model)
+        for one in found
+    )
+    return [one for one in drawn if one is not None]
 
 
 def point_proposals(size: tuple[int, int], config: ModelConfig, points_per_side: int) -> list[Proposal]:
@@ -218,10 +229,7 @@ async def _decode(scene: Scene, proposals: Sequence[Proposal], body: AutomaskBod
         except TimeoutError:
             _log.warning("automask out of time", extra={"proposals": len(proposals)})
             break
-        for proposal, result in zip(chunk, results, strict=True):
-            if isinstance(result, Exception):
-                raise result
-            found += _read(proposal.view, result, scene.size, body)
+        found += await SENT_LANE.run(_read_all, chunk, results, scene.size, body)
     return found
 
 
@@ -237,6 +245,21 @@ def chunks(proposals: Sequence[Proposal]) -> Iterator[list[Proposal]]:
         views.add(one.view)
     if chunk:
         yield chunk
+
+
+def _read_all(
+    proposals: Sequence[Proposal],
+    results: Sequence[DecodeResult | Exception],
+    size: tuple[int, int],
+    body: AutomaskBody,
+) -> list[Found]:
+    """What the answers to `proposals` show. Raises the first failure among them."""
+    found: list[Found] = []
+    for proposal, result in zip(proposals, results, strict=True):
+        if isinstance(result, Exception):
+            raise result
+        found += _read(proposal.view, result, size, body)
+    return found
 
 
 def _read(view: View, result: DecodeResult, size: tuple[int, int], body: AutomaskBody) -> list[Found]:

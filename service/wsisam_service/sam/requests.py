@@ -16,6 +16,8 @@ OutputType = Literal[
 
 MAX_LOGIT = 1000.0
 """Beyond what any of the networks says, and within what their numbers can hold."""
+MAX_AREA = 2**31
+"""Pixels; more than any picture has that is taken."""
 
 
 class _Body(BaseModel):
@@ -47,7 +49,7 @@ class AutomaskBody(PictureBody):
     stability_score_thresh: FiniteFloat = 0.95
     stability_score_offset: FiniteFloat = Field(1.0, ge=0, le=MAX_LOGIT)
     box_nms_thresh: FiniteFloat = 0.7
-    min_mask_region_area: int = Field(0, ge=0)
+    min_mask_region_area: int = Field(0, ge=0, le=MAX_AREA)
     output_type: OutputType = "Single mask"
     include_image_edge: bool = False
 

@@ -54,6 +54,8 @@ MaskFormat = Literal["rle", "geojson", "both"]
 DEFAULT_SIMPLIFY = geojson.DEFAULT_SIMPLIFY
 MAX_PROMPTS = 256
 MAX_MASK_PIXELS = MAX_PROMPTS * 1024 * 1024
+MAX_MASK_CHARACTERS = 4 << 20
+"""Of all masks of a request; that of an intricate object has some ten thousand, and each costs a microsecond."""
 """Of all masks that come with a request: as many of SAM's own size as it may have prompts."""
 MAX_RETRIES = 2
 """How often a prompt is decoded again, one step coarser each time."""
@@ -278,9 +280,11 @@ def _check_count(prompts: Sequence[PromptSpec]) -> None:
         raise EmptyPrompt("a request has at least one prompt")
     if len(prompts) > MAX_PROMPTS:
         raise TooManyPrompts(f"a request has at most {MAX_PROMPTS} prompts")
-    sizes = [prompt.mask.size for prompt in prompts if prompt.mask is not None]
-    if sum(abs(height * width) for height, width in sizes) > MAX_MASK_PIXELS:
+    masks = [prompt.mask for prompt in prompts if prompt.mask is not None]
+    if sum(abs(mask.size[0] * mask.size[1]) for mask in masks) > MAX_MASK_PIXELS:
         raise InvalidRequest(f"the masks of a request have at most {MAX_MASK_PIXELS} pixels in all")
+    if sum(len(mask.counts) for mask in masks) > MAX_MASK_CHARACTERS:
+        raise InvalidRequest(f"the masks of a request have at most {MAX_MASK_CHARACTERS} characters in all")
 
 
 def _quickly_planned(specs: Sequence[PromptSpec]) -> bool:

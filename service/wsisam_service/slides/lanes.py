@@ -56,8 +56,10 @@ class BoundedLane(Lane):
 SHARED_LANE = Lane("slides", threads=16)
 """For files, which everybody shares. At most half of its threads read views at any time (`segmenter.CONCURRENT_READS`),
 so that a slide whose views are known opens while a slow disk is waited for."""
-MEMORY_LANE = Lane("pictures-sent", threads=max(2, os.cpu_count() or 1))
-"""For pictures that came with their request, which wait for no disk."""
+SENT_LANE = Lane("pictures-sent", threads=max(2, os.cpu_count() or 1))
+"""For pictures that came with their request: to decode them, to read views of them, and what is found on them. None of
+it waits for a disk.
+"""
 LISTING_LANE = BoundedLane(
     "listings", threads=8, waiting=256, refusal="Too many requests wait to learn which slides there are."
 )
