@@ -275,12 +275,15 @@ def test_ycbcr_that_no_codec_converts_comes_out_as_rgb(tmp_path: Path, tissue: P
     assert np.abs(read_all(path).astype(int) - tissue).mean() < 2
 
 
-def test_aperio_ycbcr_jpeg2000_comes_out_as_rgb(tmp_path: Path, tissue: Pixels) -> None:
-    ycbcr = np.asarray(Image.fromarray(tissue[:256, :256]).convert("YCbCr"))
-    tile = imagecodecs.jpeg2k_encode(ycbcr, level=0, codecformat="j2k", mct=False, reversible=True)
+@pytest.mark.parametrize(("told", "mode"), [("Aperio Image Library v11 |MPP = 0.5", "YCbCr"), ("Bio-Formats", "RGB")])
+def test_aperios_number_for_ycbcr_means_that_in_aperios_files_only(
+    tmp_path: Path, tissue: Pixels, told: str, mode: str
+) -> None:
+    samples = np.asarray(Image.fromarray(tissue[:256, :256]).convert(mode))
+    tile = imagecodecs.jpeg2k_encode(samples, level=0, codecformat="j2k", mct=False, reversible=True)
     path = tmp_path / "a.tif"
-    options = {"shape": (256, 256, 3), "dtype": "uint8", "tile": (256, 256), "photometric": "rgb"}
-    tifffile.imwrite(path, iter([tile]), compression=33003, **options)
+    options = {"shape": (256, 256, 3), "dtype": "uint8", "tile": (256, 256), "photometric": "rgb", "metadata": None}
+    tifffile.imwrite(path, iter([tile]), compression=33003, description=told, **options)
     region = open_slide(path).read_region(0, 0, 0, 256, 256)
     assert np.abs(region.astype(int) - tissue[:256, :256]).mean() < 2
 

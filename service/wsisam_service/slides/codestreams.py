@@ -6,7 +6,7 @@ import struct
 from collections.abc import Callable, Mapping
 
 APERIO_YCBCR, APERIO_RGB = 33003, 33005
-"""Aperio's JPEG 2000, which says by its number what colours it holds. Its codestream does not."""
+"""JPEG 2000, which in Aperio's files says by its number what colours it holds. Its codestream does not."""
 JPEG = (6, 7, 33007, 34892)
 BYTE_COMPRESSIONS = (1, 5, 8, 32773, 32946, 34925, 34926, 50000)
 """Those of tifffile's codecs (none, LZW, deflate, PackBits, LZMA, Zstandard) that fill a tile's bytes and no more."""

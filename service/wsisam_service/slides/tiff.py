@@ -98,11 +98,14 @@ class _Colours:
 
     @classmethod
     def of(cls, page: tifffile.TiffPage) -> _Colours:
-        """Codecs of JPEG give RGB; others the samples as the file has them."""
+        """Codecs of JPEG give RGB; others the samples as the file has them. Aperio's number for YCbCr is Bio-Formats'
+        for JPEG 2000 of any colours, so it counts in Aperio's files only.
+        """
         by_codec = page.compression in (*codestreams.JPEG, codestreams.APERIO_RGB)
         ycbcr = page.photometric == tifffile.PHOTOMETRIC.YCBCR and not by_codec
+        by_number = page.compression == codestreams.APERIO_YCBCR and page.parent.is_svs
         kind = page.extrasamples[0] if page.extrasamples else None
-        return cls(ycbcr or page.compression == codestreams.APERIO_YCBCR, kind if kind in _ALPHA else None)
+        return cls(ycbcr or by_number, kind if kind in _ALPHA else None)
 
 
 @dataclass(frozen=True, slots=True)
