@@ -205,10 +205,8 @@ def jp2_with_a_small_one_in_another_box(image: Pixels) -> bytes:
     return file[:32] + struct.pack(">I4s", 8 + len(decoy), b"uuid") + decoy + file[32:]
 
 
-def lossless_jpeg_after_a_frame_unknown_to_libjpeg(image: Pixels) -> bytes:
-    file = bytes(imagecodecs.jpeg8_encode(image, colorspace="RGB", outcolorspace="RGB", lossless=True))
-    at = file.index(b"\xff\xc3")
-    return file[:at] + bytes.fromhex("ffc5 0011 08 0040 0040 03 011100 021101 031101") + file[at:]
+def lossless_jpeg(image: Pixels) -> bytes:
+    return bytes(imagecodecs.jpeg8_encode(image, colorspace="RGB", outcolorspace="RGB", lossless=True))
 
 
 def webp(image: Pixels, **options: object) -> bytes:
@@ -218,7 +216,7 @@ def webp(image: Pixels, **options: object) -> bytes:
 TILES: dict[str, tuple[int, Callable[[Pixels], bytes]]] = {
     "JPEG": (7, jpeg),
     "JPEG with junk": (7, lambda image: b"\xff\xd8\x00\xff" + jpeg(image)[2:]),
-    "lossless JPEG": (7, lossless_jpeg_after_a_frame_unknown_to_libjpeg),
+    "lossless JPEG": (7, lossless_jpeg),
     "JPEG 2000": (34712, jpeg_2000),
     "JP2": (34712, jp2),
     "JP2 with a decoy": (34712, jp2_with_a_small_one_in_another_box),
@@ -246,6 +244,27 @@ def test_tile_that_says_it_is_much_larger_is_refused_before_it_is_decoded(
     with pytest.raises(UnreadableSlide) as raised:
         read(tissue)
     assert raised.value.__cause__ is None  # and not that what was decoded fitted no tile
+
+
+def jpeg_tile_as_read(path: Path, tile: bytes) -> Pixels:
+    options = {"shape": (256, 256, 3), "dtype": "uint8", "tile": (256, 256), "photometric": "rgb"}
+    tifffile.imwrite(path, iter([tile]), compression=7, **options)
+    return read_all(path)
+
+
+def test_jpeg_tile_reads_whose_profile_has_the_bytes_of_a_frame(tmp_path: Path, tissue: Pixels) -> None:
+    profile = b"\xff\xe2" + struct.pack(">H", 48) + b"ICC_PROFILE\0\1\1" + b"\xff\xc3" + b"\x7f" * 30
+    tile = jpeg(tissue[:256, :256])
+    region = jpeg_tile_as_read(tmp_path / "a.tif", tile[:2] + profile + tile[2:])
+    assert np.abs(region.astype(int) - tissue[:256, :256]).mean() < 12
+
+
+def test_jpeg_tile_that_libjpeg_refuses_goes_to_no_other_decoder(tmp_path: Path, tissue: Pixels) -> None:
+    tile = lossless_jpeg(tissue[:256, :256])
+    at = tile.index(b"\xff\xc3")
+    unknown = bytes.fromhex("ffc5 0011 08 0100 0100 03 011100 021101 031101")
+    with pytest.raises(UnreadableSlide):
+        jpeg_tile_as_read(tmp_path / "a.tif", tile[:at] + unknown + tile[at:])
 
 
 def test_tiles_of_colour_planes_apart_are_bounded_too(tmp_path: Path, tissue: Pixels) -> None:

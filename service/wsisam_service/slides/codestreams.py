@@ -15,7 +15,6 @@ Size = tuple[int, int]
 """(width, height) in pixels."""
 
 _SOI = b"\xff\xd8"
-_LOSSLESS = b"\xff\xc3"
 _FRAME_HEADS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _END_OF_IMAGE, _START_OF_SCAN = 0xD9, 0xDA
 _MARKERS_WITHOUT_LENGTH = {0x00, 0x01, *range(0xD0, 0xD9)}
@@ -42,21 +41,9 @@ def is_known(compression: int) -> bool:
 
 
 def _jpeg(data: bytes) -> Size:
-    """As libjpeg finds it, which skips what is no marker. imagecodecs gives what libjpeg refuses to another decoder,
-    which looks for a lossless frame wherever there is one; so the largest of all counts.
-    """
+    """As libjpeg finds it, which skips what is no marker."""
     if not data.startswith(_SOI):
         raise ValueError("not JPEG")
-    sizes = [_jpeg_frame(data, _first_frame(data))]
-    at = data.find(_LOSSLESS)
-    while 0 <= at <= len(data) - 9:
-        sizes.append(_jpeg_frame(data, at + 2))
-        at = data.find(_LOSSLESS, at + 2)
-    return max(sizes, key=lambda size: size[0] * size[1])
-
-
-def _first_frame(data: bytes) -> int:
-    """Where the head of the first frame begins, after its marker."""
     at = len(_SOI)
     while True:
         at = data.index(0xFF, at)
@@ -65,16 +52,12 @@ def _first_frame(data: bytes) -> int:
         marker = data[at]
         at += 1
         if marker in _FRAME_HEADS:
-            return at
+            height, width = struct.unpack_from(">HH", data, at + 3)
+            return width, height
         if marker in (_START_OF_SCAN, _END_OF_IMAGE):
             raise ValueError("no frame")
         if marker not in _MARKERS_WITHOUT_LENGTH:
             at += int.from_bytes(data[at : at + 2], "big")
-
-
-def _jpeg_frame(data: bytes, at: int) -> Size:
-    height, width = struct.unpack_from(">HH", data, at + 3)
-    return width, height
 
 
 def _jpeg_2000(data: bytes) -> Size:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +32,9 @@ from wsisam_service.slides.tiff_facts import COLOURS, ome_pixel, require_brightf
 from wsisam_service.slides.tiles import TileCache
 
 logging.getLogger("tifffile").disabled = True  # its warnings quote the file; what matters here raises
+# imagecodecs gives a JPEG that libjpeg refuses to liblj92, which may find another size in it and crashes over some
+# damaged ones. Nobody needs it: libjpeg decodes lossless JPEG of 8 bits too.
+sys.modules["imagecodecs._ljpeg"] = None  # type: ignore[assignment]
 warnings.filterwarnings("ignore", message=".*metadata parsing only partially implemented", module="tiffslide")
 
 _BROKEN = "The slide's file is damaged or not a TIFF that this service reads."
