@@ -1,7 +1,8 @@
 """Pixels of views, regions and thumbnails: any level-0 rectangle of a slide, resampled to any size.
 
 All rectangles are in level 0, pixel-edge frame, with fractions; output pixel i covers exactly its share of the
-rectangle, so sub-pixel origins are kept. White outside the slide.
+rectangle, so sub-pixel origins are kept. White outside the slide, but no white reaches in over its border: what the
+filter or a level that ends early lacks there is taken from the nearest pixels.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from wsisam_service.errors import ImageTooLarge, InvalidNumber
@@ -87,12 +89,7 @@ def read_rectangle(reader: SlideReader, rectangle: Rectangle, size: tuple[int, i
         for left in range(0, size[0], PIECE_PIXELS):
             wide, high = min(PIECE_PIXELS, size[0] - left), min(PIECE_PIXELS, size[1] - top)
             part = x + left * scale_x, y + top * scale_y, wide * scale_x, high * scale_y
-            # The filter reaches over the part by at most one output pixel, and at least by what interpolation needs.
-            reach_x, reach_y = scale_x + 2 * level.downsample_x, scale_y + 2 * level.downsample_y
-            if not (
-                _overlap(part[0] - reach_x, part[2] + 2 * reach_x, reader.width)
-                and _overlap(part[1] - reach_y, part[3] + 2 * reach_y, reader.height)
-            ):
+            if not (_overlap(part[0], part[2], reader.width) and _overlap(part[1], part[3], reader.height)):
                 continue  # white
             picture[top : top + high, left : left + wide] = _read_part(reader, index, part, (wide, high))
     return picture
@@ -109,6 +106,7 @@ def _read_part(reader: SlideReader, index: int, rectangle: Rectangle, size: tupl
     x, width = rectangle[0] / level.downsample_x, rectangle[2] / level.downsample_x
     y, height = rectangle[1] / level.downsample_y, rectangle[3] / level.downsample_y
     by_x, by_y = _reduction(width / size[0]), _reduction(height / size[1])
+    # The filter reaches over the part by at most one output pixel, and at least by what interpolation needs.
     margin_x, margin_y = math.ceil(width / size[0]) + 1, math.ceil(height / size[1]) + 1
     left, top = math.floor(x) - margin_x, math.floor(y) - margin_y
     shape = (
@@ -117,7 +115,7 @@ def _read_part(reader: SlideReader, index: int, rectangle: Rectangle, size: tupl
     )
     pixels = _read_reduced(reader, index, (left, top), shape, (by_x, by_y))
     inside = ((x - left) / by_x, (y - top) / by_y, width / by_x, height / by_y)
-    return _resample(pixels, inside, size)
+    return _on_white(_resample(pixels, inside, size), rectangle, (reader.width, reader.height))
 
 
 def _reduction(scale: float) -> int:
@@ -133,24 +131,63 @@ def _best_level(levels: Sequence[Level], scale: float) -> int:
 def _read_reduced(
     reader: SlideReader, level: int, origin: tuple[int, int], shape: tuple[int, int], by: tuple[int, int]
 ) -> RgbImage:
-    """Means over `by` (x, y) pixels of `level`, from `origin` (x, y) on: uint8 (*shape, 3)."""
+    """Means over `by` (x, y) pixels of `level`, from `origin` (x, y) on: uint8 (*shape, 3). Beyond the level its
+    outermost pixels go on.
+    """
     (left, top), (rows, columns), (by_x, by_y) = origin, shape, by
     if by == (1, 1):
-        return reader.read_region(level, left, top, columns, rows)
-    reduced = np.full((rows, columns, 3), WHITE, np.uint8)
+        return _read_clamped(reader, level, origin, shape)
+    reduced = np.empty((rows, columns, 3), np.uint8)
     size = reader.info.levels[level]
     block_x, block_y = BLOCK_PIXELS // by_x, BLOCK_PIXELS // by_y
-    # Blocks wholly outside the slide stay white without being read.
-    first_column, last_column = max(0, -left // by_x), min(columns, math.ceil((size.width - left) / by_x))
-    first_row, last_row = max(0, -top // by_y), min(rows, math.ceil((size.height - top) / by_y))
+    # Blocks wholly outside the level are not read.
+    first_column, last_column = _inside(left, columns, by_x, size.width)
+    first_row, last_row = _inside(top, rows, by_y, size.height)
     for row in range(first_row, last_row, block_y):
         for column in range(first_column, last_column, block_x):
             high, wide = min(block_y, last_row - row), min(block_x, last_column - column)
-            x, y = left + column * by_x, top + row * by_y
-            pixels = reader.read_region(level, x, y, wide * by_x, high * by_y)
+            corner = left + column * by_x, top + row * by_y
+            pixels = _read_clamped(reader, level, corner, (high * by_y, wide * by_x))
             mean = cv2.resize(pixels, (wide, high), interpolation=cv2.INTER_AREA)
             reduced[row : row + high, column : column + wide] = mean
+    reduced[:, :first_column] = reduced[:, first_column : first_column + 1]
+    reduced[:, last_column:] = reduced[:, last_column - 1 : last_column]
+    reduced[:first_row] = reduced[first_row]
+    reduced[last_row:] = reduced[last_row - 1]
     return reduced
+
+
+def _inside(start: int, count: int, by: int, side: int) -> tuple[int, int]:
+    """Which (from, to) of `count` means over `by` pixels from `start` on meet a level of `side`; at least one."""
+    first = min(max(0, -start // by), count - 1)
+    return first, max(first + 1, min(count, math.ceil((side - start) / by)))
+
+
+def _read_clamped(reader: SlideReader, level: int, origin: tuple[int, int], shape: tuple[int, int]) -> RgbImage:
+    """The pixels of `level` from `origin` (x, y) on, beyond it the nearest that it has: uint8 (*shape, 3)."""
+    size = reader.info.levels[level]
+    columns = (origin[0] + np.arange(shape[1])).clip(0, size.width - 1)
+    rows = (origin[1] + np.arange(shape[0])).clip(0, size.height - 1)
+    left, top = int(columns[0]), int(rows[0])
+    pixels = reader.read_region(level, left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1)
+    return pixels if pixels.shape[:2] == shape else pixels[np.ix_(rows - top, columns - left)]
+
+
+def _on_white(pixels: RgbImage, rectangle: Rectangle, slide: tuple[int, int]) -> RgbImage:
+    """`pixels` of `rectangle`, each white by as much of it as lies outside a `slide` of (width, height)."""
+    x, y, width, height = rectangle
+    if x >= 0 and y >= 0 and x + width <= slide[0] and y + height <= slide[1]:
+        return pixels
+    rows = _shares_inside(y, height, pixels.shape[0], slide[1])
+    columns = _shares_inside(x, width, pixels.shape[1], slide[0])
+    ink = (WHITE - pixels) * (rows[:, None, None] * columns[None, :, None])
+    return np.asarray(WHITE + 0.5 - ink, np.uint8)
+
+
+def _shares_inside(start: float, length: float, count: int, side: int) -> npt.NDArray[np.float32]:
+    """How much of each of the `count` parts of a stretch lies in 0 to `side`."""
+    edges = (start + np.arange(count + 1) * (length / count)).clip(0, side)
+    return (np.diff(edges) / (length / count)).astype(np.float32)
 
 
 def _resample(pixels: RgbImage, rectangle: Rectangle, size: tuple[int, int]) -> RgbImage:
