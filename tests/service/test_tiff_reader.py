@@ -162,7 +162,9 @@ def test_transparent_pixels_are_white(tmp_path: Path, tissue: Pixels) -> None:
     rgba[:, :100, 3] = 0
     tifffile.imwrite(tmp_path / "a.tif", rgba, photometric="rgb", extrasamples=["unassalpha"])
     Image.fromarray(rgba).save(tmp_path / "a.png")
-    for name in ("a.tif", "a.png"):
+    no_black = Image.fromarray(np.where(rgba[..., 3:] > 0, tissue, 0).astype(np.uint8))
+    no_black.save(tmp_path / "b.png", transparency=(0, 0, 0))
+    for name in ("a.tif", "a.png", "b.png"):
         region = open_slide(tmp_path / name).read_region(0, 0, 0, 512, 512)
         assert (region[:, :100] == 255).all()
         assert np.array_equal(region[:, 100:], tissue[:, 100:])

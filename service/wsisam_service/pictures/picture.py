@@ -55,7 +55,7 @@ def decode_picture(data: bytes, max_px: int) -> Picture:
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 if image.width * image.height > max_px:
                     raise ImageTooLarge(f"The picture has {image.width} x {image.height} pixels; {max_px} are taken.")
-                pixels = _rgb(image)
+                pixels = rgb_of(image)
     except Image.DecompressionBombError as error:
         raise ImageTooLarge(f"The picture has too many pixels; {max_px} are taken.") from error
     except (OSError, ValueError, SyntaxError) as error:
@@ -64,7 +64,8 @@ def decode_picture(data: bytes, max_px: int) -> Picture:
     return Picture(pixels, hashlib.sha256(size + pixels.tobytes()).hexdigest())
 
 
-def _rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
+def rgb_of(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """The pixels of `image` as `decode_picture` has them. Raises OSError, ValueError, SyntaxError."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return np.asarray(image)
     if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips instead of scaling

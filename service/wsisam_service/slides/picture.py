@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from wsisam_service.errors import NotBrightfield, UnreadableSlide
+from wsisam_service.pictures.picture import rgb_of
 from wsisam_service.slides.reader import Level, RgbImage, SlideInfo, SlideReader
 from wsisam_service.slides.source import ByteSource, stream
 from wsisam_service.slides.tiles import TileCache
@@ -56,10 +57,6 @@ class PictureReader(SlideReader):
     def _decode(self) -> RgbImage:
         try:
             with self._open() as image:
-                if image.mode == "RGB":
-                    return np.asarray(image)
-                rgba = image.convert("RGBA")
-                white = Image.new("RGBA", rgba.size, "white")
-                return np.asarray(Image.alpha_composite(white, rgba).convert("RGB"))
+                return rgb_of(image)
         except (OSError, ValueError, SyntaxError) as error:
             raise UnreadableSlide(_UNREADABLE) from error
