@@ -309,6 +309,27 @@ def test_aperios_number_for_ycbcr_means_that_in_aperios_files_only(
     assert np.abs(region.astype(int) - tissue[:256, :256]).mean() < 2
 
 
+@pytest.mark.parametrize(
+    ("power", "size", "told"),
+    [
+        ("20", "0,4990", (20.0, 0.499)),
+        ("20,5", "0.25", (20.5, 0.25)),
+        ("40x", "0.25", (40.0, 0.25)),
+        ("", "", (None, None)),
+        ("twenty", "nan", (None, None)),
+        ("0", "-1", (None, None)),
+    ],
+)
+def test_aperios_numbers_are_read_however_they_are_written(
+    tmp_path: Path, tissue: Pixels, power: str, size: str, told: tuple[float | None, float | None]
+) -> None:
+    text = f"Aperio Image Library v11 \r\n512x512|AppMag = {power}|MPP = {size}"
+    options = {"photometric": "rgb", "tile": (256, 256), "metadata": None, "description": text}
+    tifffile.imwrite(tmp_path / "a.svs", tissue, **options)
+    info = open_slide(tmp_path / "a.svs").info
+    assert (info.objective_power, info.mpp) == told
+
+
 def test_resolution_tag_that_is_absurd_is_told_as_it_is(tmp_path: Path, tissue: Pixels) -> None:
     tifffile.imwrite(tmp_path / "a.tif", tissue, photometric="rgb", resolution=(96, 96), resolutionunit="inch")
     assert open_slide(tmp_path / "a.tif").mpp == pytest.approx(264.58, rel=1e-3)

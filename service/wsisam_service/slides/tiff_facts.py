@@ -69,14 +69,13 @@ def slide_info(slide: TiffSlide, properties: Mapping[str, Any], ome_pixel: Seque
     """The facts of `slide`; `ome_pixel` as the function of that name gives it."""
     vendor = properties.get("tiffslide.vendor")
     pixel = ome_pixel or _lengths(properties.get(f"tiffslide.mpp-{axis}") for axis in "xy")
-    power = properties.get("tiffslide.objective-power")
     return SlideInfo(
         levels=tuple(_level(size, slide.dimensions, scanned=vendor is not None) for size in slide.level_dimensions),
         mpp=math.sqrt(pixel[0] * pixel[-1]) if pixel else None,
         pixel_ratio=max(pixel) / min(pixel) if pixel else 1.0,
         bounds=_bounds(properties),
         vendor=vendor,
-        objective_power=float(power) if power else None,
+        objective_power=_number(properties.get("tiffslide.objective-power")),
     )
 
 
@@ -103,9 +102,18 @@ def _um(pixels: Mapping[str, str], axis: str) -> float | None:
         return None
 
 
-def _lengths(values: Iterable[float | None]) -> Sequence[float]:
+def _lengths(values: Iterable[object]) -> Sequence[float]:
     """Those that can be lengths."""
-    return [float(value) for value in values if value is not None and 0 < float(value) < math.inf]
+    return [number for value in values if (number := _number(value)) is not None]
+
+
+def _number(value: Any) -> float | None:
+    """A finite number above 0; Aperio's texts may have a decimal comma, or an x behind it. None for anything else."""
+    try:
+        number = float(value.strip().rstrip("xX").replace(",", ".") if isinstance(value, str) else value)
+    except (TypeError, ValueError, ArithmeticError):
+        return None
+    return number if 0 < number < math.inf else None
 
 
 def _level(size: tuple[int, int], size0: tuple[int, int], *, scanned: bool) -> Level:
