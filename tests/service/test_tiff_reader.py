@@ -177,12 +177,27 @@ def test_fourth_channel_is_what_the_file_says(tmp_path: Path, kind: str, shown: 
     assert (read_all(tmp_path / "a.tif") == shown).all()
 
 
-def test_colour_planes_apart_read_as_rgb(tmp_path: Path, tissue: Pixels) -> None:
-    path = tmp_path / "planes.tif"
-    planes = {"photometric": "rgb", "planarconfig": "separate", "metadata": {"axes": "CYX"}}
-    tifffile.imwrite(path, np.moveaxis(tissue, -1, 0), tile=(128, 128), **planes)
-    region = open_slide(path).read_region(0, 100, 50, 200, 300)
-    assert np.array_equal(region, tissue[50:350, 100:300])
+@pytest.mark.parametrize("ome", [True, False])
+@pytest.mark.parametrize("layout", [{"tile": (128, 128)}, {"rowsperstrip": 100}])
+def test_colour_planes_apart_read_as_rgb(
+    tmp_path: Path, tissue: Pixels, *, ome: bool, layout: dict[str, object]
+) -> None:
+    levels = [tissue, tissue[::2, ::2]]
+    options = {"photometric": "rgb", "planarconfig": "separate", "compression": "deflate", **layout}
+    with tifffile.TiffWriter(tmp_path / "a.tif", ome=ome) as tiff:
+        tiff.write(np.moveaxis(levels[0], -1, 0), subifds=1, metadata={"axes": "CYX"} if ome else None, **options)
+        tiff.write(np.moveaxis(levels[1], -1, 0), subfiletype=1, metadata=None, **options)
+    for read, level in zip(read_levels(tmp_path / "a.tif"), levels, strict=True):
+        assert np.array_equal(read, level)
+
+
+def test_tile_left_out_of_all_colour_planes_is_white(tmp_path: Path) -> None:
+    tiles = [None if number % 4 == 3 else np.full((64, 64), 100, np.uint8) for number in range(12)]
+    options = {"photometric": "rgb", "planarconfig": "separate", "metadata": None, "compression": "deflate"}
+    tifffile.imwrite(tmp_path / "a.tif", iter(tiles), shape=(3, 128, 128), dtype="uint8", tile=(64, 64), **options)
+    region = read_all(tmp_path / "a.tif")
+    assert (region[64:, 64:] == 255).all()
+    assert (region[:64] == 100).all()
 
 
 def test_striped_tiff_and_its_last_short_strip_read(tmp_path: Path, tissue: Pixels) -> None:

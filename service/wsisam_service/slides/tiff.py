@@ -2,7 +2,7 @@
 
 tiffslide says what levels there are and what the scanner wrote. Tiles are read and decoded here, one by one through
 a cache: tiffslide's own region read goes through zarr, which costs more than the decoding and shares no tiles
-between calls. Only what is no single page per level (Leica's mosaics, colour planes apart) is left to it.
+between calls. Only what is no single page per level (Leica's mosaics) is left to it.
 """
 
 from __future__ import annotations
@@ -61,11 +61,14 @@ class TiffReader(SlideReader):
     def __init__(self, source: ByteSource, tiles: TileCache) -> None:
         try:
             slide = _LevelFrameSlide(stream(source))
-            require_few_images(slide.ts_tifffile)
+            tiff = slide.ts_tifffile
+            require_few_images(tiff)
+            for level in tiff.series[0].levels:
+                level._set_dimensions(level.shape, level.axes.replace("SYX", "CYX"))  # as tiffslide calls planes apart
             properties = slide.properties
-            series = slide.ts_tifffile.series[properties["tiffslide.series-index"]]
-            require_brightfield(slide.ts_tifffile, series, properties)
-            pixel = ome_pixel(slide.ts_tifffile, properties["tiffslide.series-index"])
+            series = tiff.series[properties["tiffslide.series-index"]]
+            require_brightfield(tiff, series, properties)
+            pixel = ome_pixel(tiff, properties["tiffslide.series-index"])
             self.info = slide_info(slide, properties, pixel)
             self._pixels = _pixels_of(slide, series, source, tiles)
         except ServiceError:
@@ -114,11 +117,15 @@ class _Colours:
 
 @dataclass(frozen=True, slots=True)
 class _TiledLevel:
-    """Where the tiles (or strips) of one level lie in the file, and what decodes them."""
+    """Where the tiles (or strips) of one level lie in the file, and what decodes them. A level whose colours lie apart
+    has several `planes` of `plane_tiles` each.
+    """
 
     tile_width: int
     tile_height: int
     columns: int
+    planes: int
+    plane_tiles: int
     offsets: Sequence[int]
     byte_counts: Sequence[int]
     decode: Decode
@@ -160,20 +167,26 @@ class _TilePixels:
         return self._tiles.get((self._number, level, index), lambda: self._decode(self._levels[level], index))
 
     def _decode(self, layout: _TiledLevel, index: int) -> RgbImage:
+        numbers = [index + plane * layout.plane_tiles for plane in range(layout.planes)]
         try:
-            length = layout.byte_counts[index]
-            if length == 0:  # scanners leave out tiles without tissue
+            if not any(layout.byte_counts[number] for number in numbers):  # scanners leave out tiles without tissue
                 return np.full((layout.tile_height, layout.tile_width, 3), 255, np.uint8)
-            data = self._source.read_at(layout.offsets[index], length)
-            if len(data) < length:
-                raise UnreadableSlide(_ENDS_EARLY)
-            tile, _, _ = layout.decode(data, index, **layout.options)
-            assert tile is not None
-            return _rgb(tile[0], layout.colours)
+            planes = [self._samples(layout, number) for number in numbers]
+            return _rgb(planes[0] if len(planes) == 1 else np.concatenate(planes, axis=-1), layout.colours)
         except ServiceError:
             raise
         except Exception as error:  # each codec has errors of its own, and a file may list too few tiles
             raise UnreadableSlide(_DAMAGED) from error
+
+    def _samples(self, layout: _TiledLevel, number: int) -> npt.NDArray[np.uint8]:
+        """uint8 (height, width, samples) of the file's tile of `number`."""
+        length = layout.byte_counts[number]
+        data = self._source.read_at(layout.offsets[number], length)
+        if len(data) < length:
+            raise UnreadableSlide(_ENDS_EARLY)
+        tile, _, _ = layout.decode(data, number, **layout.options)
+        assert tile is not None
+        return np.asarray(tile[0])
 
 
 class _MosaicPixels:
@@ -208,7 +221,7 @@ def _pixels_of(
     for level in itertools.chain.from_iterable(part.levels for part in parts):
         _require_readable(level)
         level.keyframe.decode = _bounded(level.keyframe)
-    if composed or series.axes != "YXS" or any(len(level.pages) != 1 for level in series.levels):
+    if composed or any(len(level.pages) != 1 for level in series.levels):
         return _MosaicPixels(slide, _Colours.of(series.keyframe))
     return _TilePixels([_tiled_level(level) for level in series.levels], source, tiles)
 
@@ -238,10 +251,13 @@ def _tiled_level(level: tifffile.TiffPageSeries) -> _TiledLevel:
     assert page is not None
     tile_width, tile_height = _tile_size(key)
     jpeg = key.compression in codestreams.JPEG
+    columns, rows = -(-key.imagewidth // tile_width), -(-key.imagelength // tile_height)
     return _TiledLevel(
         tile_width=tile_width,
         tile_height=tile_height,
-        columns=-(-key.imagewidth // tile_width),
+        columns=columns,
+        planes=key.samplesperpixel if key.planarconfig == tifffile.PLANARCONFIG.SEPARATE else 1,
+        plane_tiles=columns * rows,
         offsets=page.dataoffsets,
         byte_counts=page.databytecounts,
         decode=key.decode,
