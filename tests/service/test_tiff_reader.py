@@ -101,12 +101,70 @@ def test_what_is_not_brightfield_is_refused(shared: Path, name: str) -> None:
         open_slide(shared / "data/slides" / name)
 
 
-def test_ome_fluorescence_in_rgb_is_refused(tmp_path: Path, tissue: Pixels) -> None:
-    path = tmp_path / "a.ome.tif"
-    metadata = {"axes": "YXS", "Channel": {"ContrastMethod": "Fluorescence"}}
-    tifffile.imwrite(path, tissue, photometric="rgb", ome=True, metadata=metadata)
+def ome_image(
+    size: tuple[int, int] = (64, 64), pixel: str = "", channel: str = "", *, name: str = "", ifd: int = 0
+) -> str:
+    """An `Image` of OME-XML with attributes of its pixels and of its channel."""
+    return f"""<Image ID="Image:{ifd}" Name="{name}"><Pixels ID="Pixels:{ifd}" DimensionOrder="XYCZT" Type="uint8"
+        SizeX="{size[0]}" SizeY="{size[1]}" SizeC="3" SizeZ="1" SizeT="1" {pixel}><Channel ID="Channel:{ifd}:0"
+        SamplesPerPixel="3" {channel}/><TiffData IFD="{ifd}" PlaneCount="1"/></Pixels></Image>"""
+
+
+def write_ome(path: Path, xml: str, *images: Pixels) -> None:
+    """An OME-TIFF of `images` with these `Image`s in its XML."""
+    told = f"""<?xml version="1.0" encoding="UTF-8"?><!-- OME -->
+        <OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06">{xml}</OME>""".encode()
+    with tifffile.TiffWriter(path, ome=False) as tiff:
+        for number, image in enumerate(images):
+            tiff.write(image, photometric="rgb", description=None if number else told, metadata=None)
+
+
+@pytest.mark.parametrize(
+    "channel",
+    ['ContrastMethod="Fluorescence"', "ContrastMethod = 'Fluorescence'", "IlluminationType='Epifluorescence'"],
+)
+def test_ome_fluorescence_in_rgb_is_refused(tmp_path: Path, tissue: Pixels, channel: str) -> None:
+    for size in ((512, 512), (500, 500)):  # the second is not the image's, which other software may have cut
+        write_ome(tmp_path / "a.tif", ome_image(size, channel=channel), tissue)
+        with pytest.raises(NotBrightfield, match="fluorescence"):
+            open_slide(tmp_path / "a.tif")
+
+
+def test_fluorescence_beside_the_slide_is_no_reason_to_refuse_it(tmp_path: Path, tissue: Pixels) -> None:
+    beside = ome_image((64, 64), channel='ContrastMethod="Fluorescence"', ifd=1)
+    write_ome(tmp_path / "a.tif", ome_image((512, 512)) + beside, tissue, tissue[:64, :64])
+    assert np.array_equal(read_all(tmp_path / "a.tif"), tissue)
+
+
+def test_ome_image_that_is_the_slide_is_found_among_others(tmp_path: Path, tissue: Pixels) -> None:
+    macro = ome_image((640, 600), 'PhysicalSizeX="8"', name="macro image")
+    overview = ome_image((128, 128), 'PhysicalSizeX="2"', ifd=1)
+    slide = ome_image((512, 512), 'PhysicalSizeX="0.5"', ifd=2)
+    images = np.zeros((600, 640, 3), np.uint8), tissue[::4, ::4], tissue
+    write_ome(tmp_path / "a.tif", macro + overview + slide, *images)
+    assert open_slide(tmp_path / "a.tif").mpp == 0.5
+    assert np.array_equal(read_all(tmp_path / "a.tif"), tissue)
+
+
+def test_small_rgb_picture_of_a_fluorescence_slide_does_not_stand_for_it(tmp_path: Path, tissue: Pixels) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tif", ome=True) as tiff:
+        tiff.write(tissue[:64, :64], photometric="rgb", metadata={"axes": "YXS"})
+        tiff.write(tissue[..., 0], photometric="minisblack", metadata={"axes": "YX"})
     with pytest.raises(NotBrightfield):
-        open_slide(path)
+        open_slide(tmp_path / "a.tif")
+
+
+def test_label_alone_is_refused_in_words(tmp_path: Path, tissue: Pixels) -> None:
+    write_ome(tmp_path / "a.tif", ome_image((512, 512), name="Label"), tissue)
+    with pytest.raises(UnreadableSlide, match="label or macro"):
+        open_slide(tmp_path / "a.tif")
+
+
+def test_pixel_size_is_not_that_of_an_image_in_another_file(tmp_path: Path, tissue: Pixels) -> None:
+    elsewhere = '<TiffData IFD="0" PlaneCount="1"><UUID FileName="b.tif">urn:uuid:2</UUID></TiffData>'
+    first = ome_image((80, 60), 'PhysicalSizeX="8"').replace('<TiffData IFD="0" PlaneCount="1"/>', elsewhere)
+    write_ome(tmp_path / "a.tif", first + ome_image((512, 512), 'PhysicalSizeX="0.5"'), tissue)
+    assert open_slide(tmp_path / "a.tif").mpp == 0.5
 
 
 def broken_files(real: bytes) -> dict[str, bytes]:
@@ -374,12 +432,7 @@ def test_pixel_size_is_read_from_ome_xml(
 )
 def test_pixel_size_is_read_however_the_xml_is_spelled(tmp_path: Path, attributes: str, mpp: float | None) -> None:
     path = tmp_path / "a.tif"
-    xml = f"""<?xml version="1.0" encoding="UTF-8"?><!-- OME -->
-        <OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0">
-        <Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" SizeX="64" SizeY="64" SizeC="3" SizeZ="1" SizeT="1"
-        {attributes}><Channel ID="Channel:0:0" SamplesPerPixel="3"/><TiffData IFD="0"/></Pixels></Image></OME>"""
-    image = np.full((64, 64, 3), 200, np.uint8)
-    tifffile.imwrite(path, image, photometric="rgb", description=xml.encode(), metadata=None)
+    write_ome(path, ome_image(pixel=attributes), np.full((64, 64, 3), 200, np.uint8))
     assert open_slide(path).mpp == mpp
 
 

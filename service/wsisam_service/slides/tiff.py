@@ -25,10 +25,16 @@ import tifffile
 from tiffslide import TiffSlide
 
 from wsisam_service.errors import ServiceError, UnreadableSlide
-from wsisam_service.slides import codestreams
+from wsisam_service.slides import codestreams, ome_xml
 from wsisam_service.slides.reader import RgbImage, SlideReader
 from wsisam_service.slides.source import ByteSource, stream
-from wsisam_service.slides.tiff_facts import COLOURS, ome_pixel, require_brightfield, require_few_images, slide_info
+from wsisam_service.slides.tiff_facts import (
+    COLOURS,
+    put_slide_first,
+    require_brightfield,
+    require_few_images,
+    slide_info,
+)
 from wsisam_service.slides.tiles import TileCache
 
 logging.getLogger("tifffile").disabled = True  # its warnings quote the file; what matters here raises
@@ -63,13 +69,15 @@ class TiffReader(SlideReader):
             slide = _LevelFrameSlide(stream(source))
             tiff = slide.ts_tifffile
             require_few_images(tiff)
+            if tiff.is_ome:
+                put_slide_first(tiff)
             for level in tiff.series[0].levels:
                 level._set_dimensions(level.shape, level.axes.replace("SYX", "CYX"))  # as tiffslide calls planes apart
             properties = slide.properties
             series = tiff.series[properties["tiffslide.series-index"]]
-            require_brightfield(tiff, series, properties)
-            pixel = ome_pixel(tiff, properties["tiffslide.series-index"])
-            self.info = slide_info(slide, properties, pixel)
+            ome = ome_xml.about(tiff, series.keyframe)
+            require_brightfield(tiff, series, properties, ome)
+            self.info = slide_info(slide, properties, ome)
             self._pixels = _pixels_of(slide, series, source, tiles)
         except ServiceError:
             raise

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
-from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
 
 import numpy as np
 import tifffile
 from tiffslide import TiffSlide
 
 from wsisam_service.errors import NotBrightfield, UnreadableSlide
+from wsisam_service.slides import ome_xml
 from wsisam_service.slides.reader import Level, SlideInfo
 
-_UM_PER_UNIT = {"nm": 1e-3, "µm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
 _NDPI_FILTER_SET, _NDPI_EMISSION_WAVELENGTH = 65434, 65451
 COLOURS = (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR)
 """How the samples of a brightfield slide may be stored."""
 MAX_IMAGES = 4096
 """Images in one file. Slides have some dozens, mosaics and planes some hundreds; each takes time to look at."""
-MAX_OME_CHARACTERS = 4_000_000
-"""OME-XML beyond this is not asked for the pixel size."""
 _FLUORESCENCE = "The slide is a fluorescence image; this service outlines objects in brightfield slides."
 _NOT_RGB = "The slide is not 8-bit RGB; this service outlines objects in brightfield slides."
+_NO_SLIDE = "The file has no image beside the label or macro image of its slide."
+_NOT_THE_SLIDE = re.compile(r"\b(label|macro)\b", re.IGNORECASE)
 
 
 def require_few_images(tiff: tifffile.TiffFile) -> None:
@@ -40,18 +41,33 @@ def require_few_images(tiff: tifffile.TiffFile) -> None:
             raise UnreadableSlide(f"The slide's file has more than {MAX_IMAGES} images.")
 
 
+def put_slide_first(tiff: tifffile.TiffFile) -> None:
+    """Sort the images of an OME-TIFF, which may come in any order: tiffslide takes the first for the slide. That is the
+    largest image which is not named label or macro, an RGB one where several are as large, so that a small RGB picture
+    of a fluorescence slide does not stand for it. Raises `UnreadableSlide` where all are named so.
+    """
+    images = [series for series in tiff.series if not _NOT_THE_SLIDE.search(series.name)]
+    if not images:
+        raise UnreadableSlide(_NO_SLIDE)
+    slide = max(images, key=lambda series: (series.keyframe.imagewidth * series.keyframe.imagelength, _is_rgb(series)))
+    tiff.series.sort(key=lambda series: series is not slide)
+
+
 def require_brightfield(
-    tiff: tifffile.TiffFile, series: tifffile.TiffPageSeries, properties: Mapping[str, Any]
+    tiff: tifffile.TiffFile, series: tifffile.TiffPageSeries, properties: Mapping[str, Any], ome: Element
 ) -> None:
     """Raises `NotBrightfield`. Fluorescence is often stored as three 8-bit channels, so what the file says of how it
-    was made comes first.
+    was made comes first. `ome` as `ome_xml.about` gives it.
     """
-    page = series.keyframe
-    if _says_fluorescence(tiff, page, properties):
+    if _says_fluorescence(tiff, series.keyframe, properties) or ome_xml.says_fluorescence(ome):
         raise NotBrightfield(_FLUORESCENCE)
     planes = {"YXS": series.shape[-1], "CYX": series.shape[0]}.get(properties["tiffslide.series-axes"], 0)
-    if series.dtype != np.uint8 or page.photometric not in COLOURS or planes not in (3, 4):
+    if not _is_rgb(series) or planes not in (3, 4):
         raise NotBrightfield(_NOT_RGB)
+
+
+def _is_rgb(series: tifffile.TiffPageSeries) -> bool:
+    return series.dtype == np.uint8 and series.keyframe.photometric in COLOURS
 
 
 def _says_fluorescence(tiff: tifffile.TiffFile, page: tifffile.TiffPage, properties: Mapping[str, Any]) -> bool:
@@ -59,16 +75,14 @@ def _says_fluorescence(tiff: tifffile.TiffFile, page: tifffile.TiffPage, propert
         return any(page.tags.valueof(code) for code in (_NDPI_FILTER_SET, _NDPI_EMISSION_WAVELENGTH))
     if tiff.is_qpi:  # one grey page per dye, where brightfield has one page of RGB
         return bool(page.photometric == tifffile.PHOTOMETRIC.MINISBLACK)
-    if tiff.is_ome:
-        description = tiff.pages.first.description
-        return 'ContrastMethod="Fluorescence"' in description or 'IlluminationType="Epifluorescence"' in description
     return str(properties.get("leica.illumination-source", "")).lower() == "fluorescence"
 
 
-def slide_info(slide: TiffSlide, properties: Mapping[str, Any], ome_pixel: Sequence[float]) -> SlideInfo:
-    """The facts of `slide`; `ome_pixel` as the function of that name gives it."""
+def slide_info(slide: TiffSlide, properties: Mapping[str, Any], ome: Element) -> SlideInfo:
+    """The facts of `slide`; `ome` as `ome_xml.about` gives it. tiffslide looks for pixel sizes in other places only."""
     vendor = properties.get("tiffslide.vendor")
-    pixel = ome_pixel or _lengths(properties.get(f"tiffslide.mpp-{axis}") for axis in "xy")
+    sides = (ome_xml.pixel_side(ome, axis) for axis in "XY")
+    pixel = _lengths(sides) or _lengths(properties.get(f"tiffslide.mpp-{axis}") for axis in "xy")
     return SlideInfo(
         levels=tuple(_level(size, slide.dimensions, scanned=vendor is not None) for size in slide.level_dimensions),
         mpp=math.sqrt(pixel[0] * pixel[-1]) if pixel else None,
@@ -77,29 +91,6 @@ def slide_info(slide: TiffSlide, properties: Mapping[str, Any], ome_pixel: Seque
         vendor=vendor,
         objective_power=_number(properties.get("tiffslide.objective-power")),
     )
-
-
-def ome_pixel(tiff: tifffile.TiffFile, series_index: int) -> Sequence[float]:
-    """Sides of a pixel in µm as the OME-XML of the series gives them; tiffslide looks at the resolution tags only."""
-    xml = (tiff.ome_metadata or "").strip()
-    if len(xml) > MAX_OME_CHARACTERS or "<!DOCTYPE" in xml:
-        return []
-    try:
-        pixels = ElementTree.fromstring(xml).findall(".//{*}Pixels")  # noqa: S314  # bounded, and no entities of its own
-    except ElementTree.ParseError:
-        return []
-    if series_index >= len(pixels):
-        return []
-    return _lengths(_um(pixels[series_index].attrib, axis) for axis in "XY")
-
-
-def _um(pixels: Mapping[str, str], axis: str) -> float | None:
-    """None where it is not given, no number, or in no unit of length."""
-    unit = pixels.get(f"PhysicalSize{axis}Unit", "µm").replace("\N{GREEK SMALL LETTER MU}", "\N{MICRO SIGN}")
-    try:
-        return float(pixels.get(f"PhysicalSize{axis}", "")) * _UM_PER_UNIT[unit]
-    except (ValueError, KeyError):
-        return None
 
 
 def _lengths(values: Iterable[object]) -> Sequence[float]:
