@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -93,6 +94,47 @@ def test_single_file_is_a_root_with_the_id_that_its_folder_gives_it(make_slide: 
 def test_single_file_may_be_a_link(make_slide: MakeSlide, tmp_path: Path) -> None:
     (tmp_path / "nice.tif").symlink_to(make_slide())
     assert only(Catalogue([str(tmp_path / "nice.tif")])).name == "nice.tif"
+
+
+def test_link_that_is_a_root_is_followed_to_where_it_leads_now(
+    make_slide: MakeSlide, tmp_path: Path, tissue: npt.NDArray[np.uint8]
+) -> None:
+    clock = Clock()
+    link, new = tmp_path / "current.tif", tmp_path / "new.tif"
+    link.symlink_to(make_slide("v1/tissue.ome.tif"))
+    catalogue = Catalogue([str(link)], clock=clock)
+    old = only(catalogue)
+    new.symlink_to(make_slide("v2/tissue.ome.tif", image=255 - tissue))
+    new.replace(link)
+    clock.pass_seconds()
+    assert np.array_equal(catalogue.get(old.id).read_region(0, 0, 0, 512, 512), 255 - tissue)
+
+
+def test_root_that_is_one_dicom_file_has_no_others_of_its_series(tissue: npt.NDArray[np.uint8], tmp_path: Path) -> None:
+    clock = Clock()
+    write_slide(tmp_path, tissue, levels=2)
+    catalogue = Catalogue([str(tmp_path / "0.dcm")], clock=clock)
+    slide_id = only(catalogue).id
+    clock.pass_seconds(FRESH_S)
+    assert len(catalogue.get(slide_id).info.levels) == 1
+
+
+def test_file_that_goes_during_a_scan_takes_no_other_with_it(
+    make_slide: MakeSlide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = make_slide("gone.ome.tif")
+    make_slide("here.ome.tif")
+
+    def looked_at(path: str, **options: Any) -> os.stat_result:
+        """A file may go after any look at it."""
+        status = stat(path, **options)
+        if path == str(gone):
+            gone.unlink()
+        return status
+
+    stat = os.stat
+    monkeypatch.setattr(os, "stat", looked_at)
+    assert "here.ome.tif" in [listed.name for listed in Catalogue([str(gone.parent)]).list().slides]
 
 
 def test_fingerprint_is_the_one_a_script_can_compute(make_slide: MakeSlide, shared: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -66,10 +67,10 @@ class Root:
         self.filesystem, path = url_to_fs(location)
         self.local = isinstance(self.filesystem, LocalFileSystem)
         self.base: str = os.path.realpath(path) if self.local else path.rstrip("/")
-        self._single_file = self.local and os.path.isfile(self.base)
-        if self._single_file:
-            self._file_name, self._file_path = os.path.basename(path), self.base  # a link goes by its own name
-            self.base = os.path.dirname(self.base)
+        self._single_file: str | None = None
+        if self.local and os.path.isfile(self.base):
+            self._single_file = os.path.abspath(path)  # a link goes by its own name, and may lead elsewhere tomorrow
+            self.base = os.path.dirname(self._single_file)
         self.identity = self._folder_name(path) if self.local else _without_credentials(location)
         self._dicom = DicomIndex(self.open)
 
@@ -107,11 +108,13 @@ class Root:
     def stamp(self, path: str) -> Stamp | None:
         """The stamp of the file there now; None where it is gone or leads out of its root. Raises OSError."""
         if self.local:
-            real = os.path.realpath(path)
-            if not real.startswith(os.path.join(self.base, "")) or not os.path.isfile(real):
+            if not self._holds(path):
                 return None
-            status = os.stat(real)
-            return status.st_size, str(status.st_mtime_ns)
+            try:
+                status = os.stat(path)
+            except OSError:
+                return None
+            return (status.st_size, str(status.st_mtime_ns)) if stat.S_ISREG(status.st_mode) else None
         try:
             with failures_as_os_errors():
                 info: Mapping[str, Any] = self.filesystem.info(path)
@@ -150,16 +153,21 @@ class Root:
                 return now, now.stamp
         return None
 
+    def _holds(self, path: str) -> bool:
+        """Whether a local file lies in this root. Where a root is one file, whoever named it said where it may lead."""
+        if self._single_file is not None:
+            return path == self._single_file
+        return os.path.realpath(path).startswith(os.path.join(self.base, ""))
+
     def _relative(self, path: str) -> str:
         return os.path.relpath(path, self.base).replace(os.sep, "/")
 
     def _folder_name(self, path: str) -> str:
-        folder = os.path.dirname(os.path.abspath(path)) if self._single_file else os.path.abspath(path)
-        return os.path.basename(folder)
+        return os.path.basename(self.base if self._single_file is not None else os.path.abspath(path))
 
     def _local_paths(self) -> Iterator[tuple[str, str]]:
-        if self._single_file:
-            yield self._file_name, self._file_path
+        if self._single_file is not None:
+            yield os.path.basename(self._single_file), self._single_file
             return
         os.scandir(self.base).close()  # os.walk keeps silent about a root that cannot be read
         for folder, folders, names in os.walk(self.base):  # does not follow links to folders
