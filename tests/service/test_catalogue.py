@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pytest
 import tifffile
 from dicom_slides import write_slide
+from fsspec import AbstractFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from wsisam_service.errors import InvalidRequest, NotBrightfield, UnknownSlide, UnreadableSlide
@@ -439,6 +440,46 @@ def test_failing_url_root_leaves_the_others_listed(
     finally:
         monkeypatch.undo()
         memory.rm("/wsisam-failing", recursive=True)
+
+
+def test_url_root_that_cannot_be_listed_keeps_its_slides(
+    make_slide: MakeSlide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: MemoryFileSystem, path: str, **__: object) -> None:
+        raise ConnectionRefusedError(path)
+
+    def lose(_: MemoryFileSystem, path: str, **__: object) -> None:
+        raise FileNotFoundError(path)  # which HTTP's tells of a server that does not answer
+
+    clock = Clock()
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/wsisam-refused/there.tif", make_slide().read_bytes())
+    try:
+        catalogue = Catalogue(["memory://wsisam-refused"], clock=clock)
+        slide = only(catalogue)
+        monkeypatch.setattr(MemoryFileSystem, "find", AbstractFileSystem.find)  # most have no other
+        monkeypatch.setattr(MemoryFileSystem, "ls", refuse)
+        monkeypatch.setattr(MemoryFileSystem, "info", lose)
+        clock.pass_seconds()
+        with pytest.raises(UnreadableSlide, match="cannot be reached"):
+            catalogue.get(slide.id)
+        assert [listed.id for listed in catalogue.list().slides] == [slide.id]
+        monkeypatch.undo()
+        clock.pass_seconds()
+        assert only(catalogue) is slide
+    finally:
+        monkeypatch.undo()
+        memory.rm("/wsisam-refused", recursive=True)
+
+
+def test_url_of_one_file_is_a_root(make_slide: MakeSlide) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/wsisam-one/a.tif", make_slide().read_bytes())
+    memory.pipe("/wsisam-one/a.tif.tif", b"another")
+    try:
+        assert only(Catalogue(["memory://wsisam-one/a.tif"])).name == "a.tif"
+    finally:
+        memory.rm("/wsisam-one", recursive=True)
 
 
 def test_url_identity_holds_no_credentials() -> None:

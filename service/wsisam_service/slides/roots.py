@@ -119,6 +119,8 @@ class Root:
             with failures_as_os_errors():
                 info: Mapping[str, Any] = self.filesystem.info(path)
         except FileNotFoundError:
+            if not self.readable():  # HTTP's says so of a server that does not answer, too
+                raise
             return None
         return int(info.get("size") or 0), " ".join(str(info[key]) for key in _CHANGE_KEYS if key in info)
 
@@ -178,12 +180,15 @@ class Root:
                     yield self._relative(path), path
 
     def _remote_paths(self) -> Iterator[tuple[str, str]]:
+        own_name = self.base.rsplit("/", 1)[-1]
         with failures_as_os_errors():
             self.filesystem.invalidate_cache()
             paths: Sequence[str] = self.filesystem.find(self.base)
+            if not paths:
+                self.filesystem.ls(self.base)  # find keeps silent about a root that cannot be listed
         for path in paths:
-            relative = path[len(self.base) :].lstrip("/")
-            folders, name = relative.split("/")[:-1], relative.rsplit("/", 1)[-1]
+            relative = path[len(self.base) :].lstrip("/") or own_name
+            *folders, name = relative.split("/")
             wanted = name.lower().endswith((*SLIDE_SUFFIXES, *DICOM_SUFFIXES)) and not name.startswith(".")
             if wanted and not any(folder.startswith(".") for folder in folders):
                 yield relative, path
