@@ -27,7 +27,9 @@ from wsisam_service.slides import roots as roots_module
 from wsisam_service.slides.catalogue import FRESH_S, PROBLEM_S, RESCAN_S, Catalogue
 from wsisam_service.slides.opening import open_slide
 from wsisam_service.slides.reader import SlideReader
+from wsisam_service.slides.roots import Root
 from wsisam_service.slides.slide import Slide
+from wsisam_service.slides.source import CHECK_S, RemoteBytes
 
 MakeSlide = Callable[..., Path]
 
@@ -482,9 +484,47 @@ def test_url_of_one_file_is_a_root(make_slide: MakeSlide) -> None:
         memory.rm("/wsisam-one", recursive=True)
 
 
-def test_url_identity_holds_no_credentials() -> None:
-    from wsisam_service.slides.roots import Root
+@pytest.mark.parametrize("told", ["Last-Modified", "Content-MD5", "modify", "modificationTime"])
+def test_remote_file_replaced_by_one_of_its_size_is_noticed_by_what_its_server_tells(
+    monkeypatch: pytest.MonkeyPatch, told: str
+) -> None:
+    """HTTP's, FTP's and WebHDFS' file systems have words of their own for it."""
+    clock, changed = Clock(), ["before"]
+    info = {"name": "/a.tif", "size": 4, "type": "file"}
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/wsisam-replaced/a.tif", b"1234")
+    monkeypatch.setattr(MemoryFileSystem, "info", lambda *_: {**info, told: changed[0]})
+    try:
+        root, path = Root("memory://wsisam-replaced"), "/wsisam-replaced/a.tif"
+        before = root.stamp(path)
+        changed[0] = "after"
+        assert root.stamp(path) != before
+        source = RemoteBytes(memory, path, clock=clock)
+        assert source.read_at(1, 2) == b"23"
+        changed[0] = "later"
+        clock.pass_seconds(CHECK_S)
+        for _ in range(2):
+            with pytest.raises(UnreadableSlide, match="has been replaced"):
+                source.read_at(1, 2)
+    finally:
+        monkeypatch.undo()
+        memory.rm("/wsisam-replaced", recursive=True)
 
+
+def test_server_that_ignores_ranges_gives_no_pixels(make_slide: MakeSlide, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/wsisam-ranges/a.tif", make_slide().read_bytes())
+    cat_file = MemoryFileSystem.cat_file
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", lambda self, path, **_: cat_file(self, path))
+    try:
+        (listed,) = Catalogue(["memory://wsisam-ranges"]).list().slides
+        assert listed.problem is not None
+        assert "cannot be read" in listed.problem.detail
+    finally:
+        memory.rm("/wsisam-ranges", recursive=True)
+
+
+def test_url_identity_holds_no_credentials() -> None:
     assert Root("memory://user:secret@bucket/slides/").identity == "memory://bucket/slides"
 
 

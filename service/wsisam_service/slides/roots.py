@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import urlsplit
 
 from fsspec import AbstractFileSystem
@@ -27,10 +26,15 @@ from wsisam_service.slides.dicom_files import (
 from wsisam_service.slides.items import OpenedSlide, SlideItem, Stamp
 from wsisam_service.slides.lanes import SHARED_LANE, Lane
 from wsisam_service.slides.opening import SLIDE_SUFFIXES, open_slide
-from wsisam_service.slides.source import ByteSource, failures_as_os_errors, fingerprint, open_bytes
+from wsisam_service.slides.source import (
+    ByteSource,
+    failures_as_os_errors,
+    fingerprint,
+    local_stamp,
+    open_bytes,
+    remote_stamp,
+)
 from wsisam_service.slides.tiles import TileCache
-
-_CHANGE_KEYS = ("mtime", "LastModified", "last_modified", "updated", "ETag", "etag", "created")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,15 +118,13 @@ class Root:
                 status = os.stat(path)
             except OSError:
                 return None
-            return (status.st_size, str(status.st_mtime_ns)) if stat.S_ISREG(status.st_mode) else None
+            return local_stamp(status) if stat.S_ISREG(status.st_mode) else None
         try:
-            with failures_as_os_errors():
-                info: Mapping[str, Any] = self.filesystem.info(path)
+            return remote_stamp(self.filesystem, path)
         except FileNotFoundError:
             if not self.readable():  # HTTP's says so of a server that does not answer, too
                 raise
             return None
-        return int(info.get("size") or 0), " ".join(str(info[key]) for key in _CHANGE_KEYS if key in info)
 
     def _dicom_items(self, files: Iterable[FoundFile]) -> Iterator[DicomSeries | DamagedDicom]:
         identified = []

@@ -6,18 +6,29 @@ import contextlib
 import hashlib
 import io
 import os
+import time
 import weakref
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
 
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from wsisam_service.errors import UnreadableSlide
+from wsisam_service.slides.items import Stamp
 
 FINGERPRINT_BYTES = 1 << 20
 """Length of the two ends of the file that go into its fingerprint."""
 STREAM_BUFFER_BYTES = 1 << 17
+CHECK_S = 1.0
+"""For this long a remote file that is read counts as unchanged: each look at it is a request."""
+_CHANGE_KEYS = (
+    *("ETag", "etag", "Content-MD5"),
+    *("mtime", "LastModified", "last_modified", "Last-Modified", "modificationTime", "modify", "updated", "created"),
+)
+"""What file systems call that which changes with the content, the surest first. Only the first that is told counts:
+some stores round times differently from one kind of answer to the other."""
+REPLACED = "The slide's file has been replaced; ask again."
 
 
 class ByteSource(Protocol):
@@ -26,6 +37,11 @@ class ByteSource(Protocol):
     @property
     def size(self) -> int:
         """Length of the file in bytes."""
+        ...
+
+    @property
+    def stamp(self) -> Stamp:
+        """That of the file which was opened."""
         ...
 
     def read_at(self, offset: int, length: int) -> bytes:
@@ -44,6 +60,18 @@ def failures_as_os_errors() -> Iterator[None]:
         raise OSError("The remote file system failed.") from error
 
 
+def local_stamp(status: os.stat_result) -> Stamp:
+    """The stamp of a local file: its size, and when it was last written to."""
+    return status.st_size, str(status.st_mtime_ns)
+
+
+def remote_stamp(filesystem: AbstractFileSystem, path: str) -> Stamp:
+    """The stamp of a file behind a URL, as it is told now. Raises OSError."""
+    with failures_as_os_errors():
+        info: Mapping[str, Any] = filesystem.info(path)
+    return int(info.get("size") or 0), next((str(info[key]) for key in _CHANGE_KEYS if info.get(key)), "")
+
+
 class LocalBytes:
     """A local file, held open: where another takes its name, this goes on giving the old bytes. One that is written
     over in place gives none any more: reading raises `UnreadableSlide`.
@@ -55,36 +83,46 @@ class LocalBytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, descriptor)
         self._descriptor = descriptor
-        self._written = self._last_written()
-        self.size = self._written[0]
+        self.stamp = self._stamp_now()
+        self.size = self.stamp[0]
 
     def read_at(self, offset: int, length: int) -> bytes:
         data = os.pread(self._descriptor, length, offset)
-        if self._last_written() != self._written:
-            raise UnreadableSlide("The slide's file has been replaced; ask again.")
+        if self._stamp_now() != self.stamp:
+            raise UnreadableSlide(REPLACED)
         return data
 
-    def _last_written(self) -> tuple[int, int]:
-        """(size, time in ns)"""
-        status = os.fstat(self._descriptor)
-        return status.st_size, status.st_mtime_ns
+    def _stamp_now(self) -> Stamp:
+        return local_stamp(os.fstat(self._descriptor))
 
 
 class RemoteBytes:
-    """A file of any fsspec file system; each read is one range request."""
+    """A file of any fsspec file system; each read is one range request. One that another has replaced gives no bytes
+    any more, `CHECK_S` later at most: reading raises `UnreadableSlide`. `clock` gives seconds.
+    """
 
-    def __init__(self, filesystem: AbstractFileSystem, path: str) -> None:
+    def __init__(self, filesystem: AbstractFileSystem, path: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._filesystem = filesystem
         self._path = path
-        with failures_as_os_errors():
-            self.size = int(filesystem.size(path) or 0)
+        self._clock = clock
+        self._checked_s = clock()
+        self.stamp = remote_stamp(filesystem, path)
+        self.size = self.stamp[0]
 
     def read_at(self, offset: int, length: int) -> bytes:
         end = min(offset + length, self.size)
         if end <= offset:
             return b""
         with failures_as_os_errors():
-            return bytes(self._filesystem.cat_file(self._path, start=offset, end=end))
+            data = bytes(self._filesystem.cat_file(self._path, start=offset, end=end))
+        now = self._clock()
+        if now - self._checked_s >= CHECK_S:
+            if remote_stamp(self._filesystem, self._path) != self.stamp:
+                raise UnreadableSlide(REPLACED)
+            self._checked_s = now
+        if len(data) != end - offset:  # a server may ignore the range, and give all
+            raise OSError("The server does not give the bytes that it is asked for.")
+        return data
 
 
 def open_bytes(filesystem: AbstractFileSystem, path: str) -> ByteSource:
