@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import re
 import shutil
 from pathlib import Path
@@ -360,6 +361,19 @@ def test_a_new_instance_joins_its_slide_and_unchanged_headers_are_not_read_again
     assert len(read) == 1
     assert len(after.info.levels) == 2
     assert after.fingerprint != before.slide.fingerprint
+
+
+def test_pixels_of_a_file_that_took_anothers_name_are_not_read_under_the_old_fingerprint(
+    odd: Tissue, tmp_path: Path
+) -> None:
+    folder = tmp_path / "slide"
+    write_slide(folder, odd, levels=1)
+    write_slide(tmp_path / "other", 255 - odd, levels=1)
+    slide = only(folder)
+    os.utime(tmp_path / "other" / "0.dcm", ns=(0, 0))
+    (tmp_path / "other" / "0.dcm").replace(folder / "0.dcm")
+    with pytest.raises(UnreadableSlide, match="has been replaced"):
+        whole(slide)
 
 
 def test_damaged_files_are_one_problem_each_and_break_no_other_slide(odd: Tissue, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from wsisam_service.slides.pacs import PacsRoot, pacs_roots
 from wsisam_service.slides.reader import SlideReader
 from wsisam_service.slides.roots import Root
 from wsisam_service.slides.slide import Slide
+from wsisam_service.slides.source import REPLACED
 from wsisam_service.slides.tiles import DEFAULT_TILE_CACHE_BYTES, TileCache
 
 RESCAN_S = 2.0
@@ -323,7 +324,7 @@ class Catalogue:
             try:
                 renewed = entry.item.renewed()
                 if renewed is None or renewed[1] != entry.stamp:
-                    raise UnreadableSlide("The slide's file has been replaced; ask again.")
+                    raise UnreadableSlide(REPLACED)
                 opened = entry.item.open(self._tiles)
             except OSError as error:
                 raise UnreadableSlide("The slide's file cannot be read.") from error

@@ -31,7 +31,7 @@ from wsisam_service.errors import ServiceError, UnreadableSlide
 from wsisam_service.slides.dicom_slide import DicomReader, series_fingerprint, series_name
 from wsisam_service.slides.items import DicomIds, OpenedSlide, RootName, Stamp
 from wsisam_service.slides.lanes import SHARED_LANE, Lane
-from wsisam_service.slides.source import ByteSource, stream
+from wsisam_service.slides.source import REPLACED, ByteSource, stream
 from wsisam_service.slides.tiles import TileCache
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
@@ -50,6 +50,13 @@ class FoundFile:
     relative: str
     path: str
     stamp: Stamp
+
+    def open(self, open_bytes: Open) -> ByteSource:
+        """The bytes of the file that was found, and no others'. Raises `UnreadableSlide`, OSError."""
+        source = open_bytes(self.path)
+        if source.stamp != self.stamp:
+            raise UnreadableSlide(REPLACED)
+        return source
 
 
 def named_like_dicom(name: str) -> bool:
@@ -100,7 +107,7 @@ class DicomSeries:
     def _opened(self, tiles: TileCache) -> OpenedSlide:
         images, parts = [], {}
         for uid, file in sorted(self.files.items()):
-            header = read_header(stream(self._open(file.path)))
+            header = read_header(stream(file.open(self._open)))
             if is_shown(header.dataset):
                 image = _image(header)
                 images.append(image)
@@ -116,7 +123,7 @@ class DicomSeries:
 
     def _headers(self, uids: Sequence[str]) -> list[pydicom.Dataset]:
         try:
-            return [read_whole_header(stream(self._open(self.files[uid].path))) for uid in uids]
+            return [read_whole_header(stream(self.files[uid].open(self._open))) for uid in uids]
         except OSError as error:
             raise UnreadableSlide("The slide's file cannot be read.") from error
 
@@ -249,8 +256,4 @@ class _FileFrames:
             return problem.with_traceback(None)
 
     def _open(self, sop_uid: str) -> ByteSource:
-        file = self._parts[sop_uid].file
-        source = self._open_bytes(file.path)
-        if source.size != file.stamp[0]:
-            raise UnreadableSlide("The slide's file has been replaced; ask again.")
-        return source
+        return self._parts[sop_uid].file.open(self._open_bytes)
