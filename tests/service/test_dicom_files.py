@@ -149,6 +149,16 @@ def test_tiles_that_a_sparse_image_leaves_out_are_white_and_the_rest_is_in_place
     assert np.array_equal(whole(only(tmp_path)), expected)
 
 
+def test_where_sparse_tiles_overlap_the_later_one_is_shown_whichever_is_held(odd: Tissue, tmp_path: Path) -> None:
+    dataset = instance(odd[:128, :256], Series(), Shape(sparse=True))
+    place = dataset.PerFrameFunctionalGroupsSequence[1].PlanePositionSlideSequence[0]
+    place.ColumnPositionInTotalImagePixelMatrix = 101
+    save(dataset, tmp_path / "a.dcm")
+    slide = only(tmp_path)
+    slide.read_region(0, 200, 0, 10, 10)
+    assert np.array_equal(slide.read_region(0, 100, 0, 28, 128), odd[:128, 128:156])
+
+
 @pytest.mark.parametrize("sparse", [False, True])
 def test_of_several_focal_planes_the_middle_one_is_shown(odd: Tissue, tmp_path: Path, sparse: bool) -> None:
     save(instance(odd, Series(), Shape(planes=3, sparse=sparse)), tmp_path / "a.dcm")

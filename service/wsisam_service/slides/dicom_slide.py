@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -91,24 +93,25 @@ class DicomReader(SlideReader):
         self._tiles.drop(self._number)
 
     def _pixels(self, level: int, numbers: Iterable[int]) -> Iterator[tuple[int, RgbImage]]:
-        """(number, pixels) of each tile: those held, then those to be fetched as they come."""
-        missing = []
+        """(number, pixels) of each tile, fetched where it is not held. In order: sparse tiles may overlap."""
+        held, missing = [], []
         for number in numbers:
             tile = self._tiles.held((self._number, level, number))
             if tile is None:
                 missing.append(number)
             else:
-                yield number, tile
-        for fetched in self._frames.threads.map(self._fetch, self._batches(level, missing)):
-            yield from fetched
+                held.append((number, tile))
+        fetched = self._frames.threads.map(self._fetch, self._batches(level, missing))
+        yield from heapq.merge(held, itertools.chain.from_iterable(fetched), key=lambda one: one[0])
 
     def _batches(self, level: int, missing: Sequence[int]) -> Iterator[_Wanted]:
+        """In order, as the images of a level follow each other in its tiles' numbers."""
         shown = self._levels[level]
         for image_number, image in enumerate(shown.images):
             tiles = [number for number in missing if shown.image[number] == image_number]
             calls = self._frames.calls(len(tiles)) if tiles else 0
             for call in range(calls):
-                yield _Wanted(level, image, tiles[call::calls])
+                yield _Wanted(level, image, tiles[len(tiles) * call // calls : len(tiles) * (call + 1) // calls])
 
     def _fetch(self, wanted: _Wanted) -> list[tuple[int, RgbImage]]:
         shown, image = self._levels[wanted.level], wanted.image
