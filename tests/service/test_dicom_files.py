@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -262,6 +263,27 @@ def test_series_are_told_apart_by_their_uids_in_one_folder(odd: Tissue, tmp_path
         (one,) = catalogue.list(dicom=DicomQuery(series=series.series)).slides
         assert one.slide is not None
         assert np.array_equal(whole(one.slide), pixels)
+
+
+@pytest.mark.parametrize("numbers", list(itertools.permutations(range(4)))[::5])
+@pytest.mark.parametrize("other_size", [(401, 457), (380, 430)])
+def test_of_two_regions_in_one_series_one_is_shown_at_every_level(
+    odd: Tissue, tmp_path: Path, numbers: tuple[int, ...], other_size: tuple[int, int]
+) -> None:
+    """Without a PyramidUID only their origins on the glass tell them apart; UIDs come in any order."""
+    series = Series()
+    other = 255 - odd[: other_size[0], : other_size[1]]
+    files = [(image, level, x_mm) for image, x_mm in ((odd, 11.5), (other, 31.5)) for level in (0, 1)]
+    for number, (image, level, x_mm) in zip(numbers, files, strict=True):
+        dataset = instance(reduced(image, level), series, mpp=0.5 * 2**level)
+        dataset.SOPInstanceUID = f"1.2.{number}"
+        dataset.TotalPixelMatrixOriginSequence[0].XOffsetInSlideCoordinateSystem = x_mm
+        save(dataset, tmp_path / f"{number}.dcm")
+    slide = only(tmp_path)
+    image = odd if slide.info.origin_mm == (11.5, 22.25) else other
+    assert [level.downsample for level in slide.info.levels] == [1, 2]
+    for level in (0, 1):
+        assert np.array_equal(whole(slide, level), reduced(image, level))
 
 
 def test_labels_overviews_and_thumbnails_are_never_part_of_a_slide(odd: Tissue, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wsisam_service.dicom.image import MAX_MATRIX_SIDE, Heights, Part, Positions, SlideImage, tiles_in
+from wsisam_service.dicom.image import MAX_MATRIX_SIDE, UM_PER_MM, Heights, Part, Positions, SlideImage, tiles_in
 from wsisam_service.errors import UnreadableSlide
 
 ASPECT_TOLERANCE = 0.02
@@ -47,14 +47,14 @@ def build_pyramid(images: Sequence[SlideImage]) -> list[DicomLevel]:
     sizes: dict[tuple[int, int], list[SlideImage]] = defaultdict(list)
     finest = max(images, key=lambda image: image.matrix[0] * image.matrix[1])
     for image in images:
-        if image.pyramid_uid == finest.pyramid_uid:
+        if image.pyramid_uid == finest.pyramid_uid and _begins_where(finest, image):
             sizes[image.matrix].append(image)
     levels = []
     for matrix in sorted(sizes, key=lambda size: size[0] * size[1], reverse=True):
         downsample = _downsample(finest, sizes[matrix][0])
         if downsample is None:
             continue
-        level = _level(matrix, downsample, sizes[matrix])
+        level = _level(matrix, downsample, sizes[matrix], finest)
         if level is not None:
             levels.append(level)
         elif matrix == finest.matrix:
@@ -62,10 +62,23 @@ def build_pyramid(images: Sequence[SlideImage]) -> list[DicomLevel]:
     return levels
 
 
-def _level(matrix: tuple[int, int], downsample: tuple[float, float], images: list[SlideImage]) -> DicomLevel | None:
+def _begins_where(finest: SlideImage, image: SlideImage) -> bool:
+    """Whether `image` may be of the region that `finest` is of: its origin on the glass is the same, within rounding
+    of its own pixels. Scanners put the pyramids of several regions into one series, not always with a UID for each.
+    """
+    if image.mpp is None or image.origin_mm is None or finest.origin_mm is None:
+        return True
+    apart_mm = max(abs(a - b) for a, b in zip(image.origin_mm, finest.origin_mm, strict=True))
+    return apart_mm <= ROUNDING_PX * image.mpp / UM_PER_MM
+
+
+def _level(
+    matrix: tuple[int, int], downsample: tuple[float, float], images: list[SlideImage], finest: SlideImage
+) -> DicomLevel | None:
     """Tiles of all instances of one size: parts of a concatenation, focal planes, or the same again."""
     images = sorted(images, key=lambda image: (image.part.number if image.part else 0, image.sop_uid))
-    tile, origin = images[0].tile, images[0].origin_mm
+    like = finest if matrix == finest.matrix else images[0]
+    tile, origin = like.tile, like.origin_mm
     images = [image for image in images if (image.tile, image.origin_mm) == (tile, origin)]
     if _lacks_a_part([(image.part, image.count) for image in images if image.part is not None]):
         return None
