@@ -101,6 +101,18 @@ def test_overlapping_classes_are_both_kept_whole(headers: list[pydicom.Dataset])
         made(headers, [OUTLINES[0], other], segmentation_type="LABELMAP")
 
 
+def test_classes_that_share_an_edge_share_no_pixel_and_leave_none_out(headers: list[pydicom.Dataset]) -> None:
+    """At level 1, lines through odd level-0 pixels, and diagonals between them, run through pixels' centres."""
+    around = box(201, 201, 601, 601) - box(301, 301, 401, 401)
+    halves = [Polygon([(301, 301), (401, 401), corner]) for corner in ((401, 301), (301, 401))]
+    outlines = [
+        Outline(area, name) for area, name in zip((around, *halves), ("Tumor", "Stroma", "Necrosis"), strict=True)
+    ]
+    found = read_segments(made(headers, outlines, level=1, segmentation_type="LABELMAP").content)
+    assert found.sum() == 200 * 200
+    assert found.any(axis=2).sum() == 200 * 200
+
+
 def test_the_level_is_the_one_nearest_to_the_masks_own_pixels(headers: list[pydicom.Dataset]) -> None:
     for mpp, level in ((0.25, 0), (1.1, 1), (2.0, 2), (64.0, 3)):
         dataset = pydicom.dcmread(io.BytesIO(made(headers, [Outline(RING, mpp=mpp)]).content))

@@ -33,6 +33,9 @@ MAX_BYTES = 1 << 27
 SERIES_NUMBER = 9001
 MAX_TILE_SIDE, TILE_SIDE = 1024, 512
 """Larger tiles of a source are not taken over; what its own tiles are then."""
+CENTRE_SHIFT = 1e-7, 1.618e-7
+"""By how much a pixel's centre counts as further right and down, in pixels. At coarser levels outlines run through
+centres exactly, and GDAL gives those on a shared edge to both sides."""
 
 Tile = npt.NDArray[np.uint8]
 """Segment numbers (rows, columns) of one tile, 0 for none; or, where segments overlap, 0 and 1 (rows, columns, S)."""
@@ -140,9 +143,8 @@ def _pieces(area: Area, grid: Grid) -> Iterator[tuple[Place, Window, npt.NDArray
             inside = shapely.clip_by_rect(placed, u0 - 1, v0 - 1, u1 + 1, v1 + 1)
             if inside.is_empty:
                 continue
-            burnt = features.rasterize(
-                [(inside, 1)], out_shape=(v1 - v0, u1 - u0), transform=Affine.translation(u0, v0), dtype="uint8"
-            )
+            transform = Affine.translation(u0 + CENTRE_SHIFT[0], v0 + CENTRE_SHIFT[1])
+            burnt = features.rasterize([(inside, 1)], out_shape=(v1 - v0, u1 - u0), transform=transform, dtype="uint8")
             if burnt.any():
                 window = slice(v0 - row, v1 - row), slice(u0 - column, u1 - column)
                 yield (row, column), window, burnt.view(np.bool_)
