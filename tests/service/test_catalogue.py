@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import os
 import re
@@ -208,6 +209,36 @@ def test_file_written_over_in_place_is_not_read_under_the_old_fingerprint(
         old.read_region(0, 0, 0, 8, 8)
     clock.pass_seconds()
     assert np.array_equal(catalogue.get(old.id).read_region(0, 0, 0, 512, 512), 255 - tissue)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+@pytest.mark.parametrize("listed", [False, True])
+def test_file_and_tiles_of_a_slide_that_is_gone_are_let_go(
+    make_slide: MakeSlide, tissue: npt.NDArray[np.uint8], *, replaced: bool, listed: bool
+) -> None:
+    clock = Clock()
+    path = make_slide()
+    make_slide("stays.ome.tif")
+    catalogue = Catalogue([str(path.parent)], clock=clock)
+    gone, stays = (one.slide for one in reversed(catalogue.list().slides))
+    assert gone is not None
+    assert stays is not None
+    stays.read_region(0, 0, 0, 64, 64)
+    before = catalogue._tiles.nbytes
+    gone.read_region(0, 0, 0, 64, 64)
+    path.unlink()
+    if replaced:
+        make_slide(image=255 - tissue)
+    clock.pass_seconds()
+    if listed:
+        catalogue.rescan()
+    else:
+        with contextlib.suppress(UnknownSlide):
+            catalogue.get(gone.id)
+    assert catalogue._tiles.nbytes == before
+    gc.collect()
+    open_files = [os.readlink(entry) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
+    assert f"{path} (deleted)" not in open_files
 
 
 def test_hidden_files_links_out_of_the_root_and_other_files_are_not_listed(

@@ -207,6 +207,7 @@ class Catalogue:
                 else:
                     found |= self._of_root(root)
             self._entries, self._pacs_listed = found, listed
+            self._drop_readers()
             if due:
                 self._scanned_s = self._clock()
 
@@ -280,10 +281,12 @@ class Catalogue:
             raise UnreadableSlide("The slide's file cannot be reached.") from error
         if renewed is None:
             self._entries.pop(slide_id, None)
+            self._drop_readers()
             raise UnknownSlide("There is no slide with this id any more.")
         item, stamp = renewed
         if stamp != entry.stamp:
             entry = self._entries[slide_id] = _Entry(slide_id, item, stamp, now)
+            self._drop_readers()
         entry.item, entry.checked_s = item, now
         return entry
 
@@ -332,12 +335,22 @@ class Catalogue:
             return opened.reader
 
     def _keep(self, entry: _Entry, opened: OpenedSlide) -> None:
-        """Readers that have to go are dropped, not closed: whoever still reads from one keeps it alive. Their tiles go
-        with them: nobody would find those again, and no purge either.
+        with self._readers_lock:
+            self._readers[entry.id, entry.stamp] = opened.reader
+        self._drop_readers()
+
+    def _drop_readers(self) -> None:
+        """Those of slides that are gone or others by now, and those used longest ago where there are too many.
+
+        They are dropped, not closed: whoever still reads from one keeps it alive. Their tiles go with them: nobody
+        would find those again, and no purge either.
         """
         gone = []
         with self._readers_lock:
-            self._readers[entry.id, entry.stamp] = opened.reader
+            for slide_id, stamp in list(self._readers):
+                entry = self._entries.get(slide_id)
+                if entry is None or entry.stamp != stamp:
+                    gone.append(self._readers.pop((slide_id, stamp)))
             while len(self._readers) > self._open_slides:
                 gone.append(self._readers.popitem(last=False)[1])
         for reader in gone:
