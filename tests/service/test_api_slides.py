@@ -6,7 +6,9 @@ import asyncio
 import base64
 import hashlib
 import io
+import shutil
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,12 @@ from tiffslide import TiffSlide
 from wsisam_service.app import create_app
 from wsisam_service.settings import Settings
 from wsisam_service.slides import pixels
-from wsisam_service.slides.catalogue import Catalogue
+from wsisam_service.slides.catalogue import FRESH_S, Catalogue
+from wsisam_service.slides.items import OpenedSlide
 from wsisam_service.slides.lanes import PICTURE_LANE
 from wsisam_service.slides.reader import RgbImage
+from wsisam_service.slides.roots import SlideFile
+from wsisam_service.slides.tiles import TileCache
 
 
 async def test_listing_has_what_a_client_needs_to_find_its_slide(client: httpx.AsyncClient, slides: Path) -> None:
@@ -146,6 +151,46 @@ async def test_a_crowd_of_pictures_holds_up_no_click_and_no_tile_and_who_leaves_
         go.set()
     await PICTURE_LANE.run(lambda: None)
     assert len(drawn) < 16  # one for each thread
+
+
+async def test_slides_that_open_slowly_hold_up_no_click_on_an_open_one_and_no_readiness(
+    slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(20):
+        shutil.copy(slides / "tissue.tif", tmp_path / f"{number}.tif")
+    open_now, loop, go = SlideFile.open, asyncio.get_running_loop(), threading.Event()
+    opened, begun = Counter[str](), asyncio.Event()
+
+    def open_slowly(item: SlideFile, tiles: TileCache) -> OpenedSlide:
+        if item.name != "0.tif":
+            opened[item.name] += 1
+            loop.call_soon_threadsafe(begun.set)
+            go.wait()
+        return open_now(item, tiles)
+
+    settings, now = Settings(slides=(str(tmp_path),)), [0.0]
+    open_id, *slow_ids = (
+        one.id for one in sorted(Catalogue(settings.slides).list().slides, key=lambda one: int(one.name[:-4]))
+    )
+    monkeypatch.setattr(SlideFile, "open", open_slowly)
+    app = create_app(settings, Catalogue(settings.slides, clock=lambda: now[0]), NumpyExecutor())
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
+    ):
+        assert (await client.get(f"/v1/slides/{open_id}")).status_code == 200
+        crowd = [asyncio.create_task(client.get(f"/v1/slides/{slide_id}")) for slide_id in slow_ids * 3]
+        try:
+            await asyncio.wait_for(begun.wait(), timeout=10)
+            now[0] += FRESH_S  # the file is looked at again
+            click = client.post(f"/v1/slides/{open_id}/segment", json={"prompts": [{"box": [100, 100, 200, 200]}]})
+            assert (await asyncio.wait_for(click, timeout=10)).status_code == 200
+            assert (await asyncio.wait_for(client.get("/readyz"), timeout=10)).status_code == 200
+        finally:
+            go.set()
+            answers = await asyncio.gather(*crowd)
+    assert {answer.status_code for answer in answers} == {200}
+    assert set(opened.values()) == {1}
 
 
 async def test_a_jpeg_is_as_large_as_a_jpeg_can_be(client: httpx.AsyncClient, slide_id: str) -> None:

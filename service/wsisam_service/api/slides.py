@@ -21,7 +21,7 @@ from wsisam_service.errors import ImageTooLarge
 from wsisam_service.slides import pixels
 from wsisam_service.slides.catalogue import ListedSlide
 from wsisam_service.slides.items import DicomQuery
-from wsisam_service.slides.lanes import LISTING_LANE, PICTURE_LANE, drawing_lane
+from wsisam_service.slides.lanes import LISTING_LANE, PICTURE_LANE, own_lane
 from wsisam_service.slides.reader import RgbImage
 from wsisam_service.slides.slide import Slide
 from wsisam_service.views import MAX_REQUEST_MPP, MIN_REQUEST_MPP
@@ -137,7 +137,7 @@ async def show_region(
 
 async def _picture(request: Request, slide: Slide, draw: Callable[[], bytes], format: PictureFormat) -> Response:
     """What `draw` gives, as long as somebody waits for it."""
-    content = await unless_client_gone(request, drawing_lane(PICTURE_LANE, slide.lane).run(draw))
+    content = await unless_client_gone(request, own_lane(PICTURE_LANE, slide.lane).run(draw))
     return Response(content, media_type=f"image/{format}")
 
 

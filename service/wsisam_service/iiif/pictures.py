@@ -14,7 +14,7 @@ from PIL import Image
 
 from wsisam_service import metrics
 from wsisam_service.iiif.addresses import ImageRequest
-from wsisam_service.slides.lanes import TILE_LANE, drawing_lane
+from wsisam_service.slides.lanes import TILE_LANE, own_lane
 from wsisam_service.slides.pixels import read_rectangle
 from wsisam_service.slides.reader import RgbImage
 from wsisam_service.slides.slide import Slide
@@ -53,7 +53,7 @@ class Pictures:
 
     async def draw(self, etag: str, slide: Slide, request: ImageRequest) -> EncodedPicture:
         """Raises `UnreadableSlide`, and `Overloaded` where too many wait. Cancelling drops what has not started."""
-        picture = await drawing_lane(TILE_LANE, slide.lane).run(_draw, slide, request)
+        picture = await own_lane(TILE_LANE, slide.lane).run(_draw, slide, request)
         self._keep(etag, picture)
         return picture
 

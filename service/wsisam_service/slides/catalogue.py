@@ -5,6 +5,7 @@ Everything here may block on a disk or a network: callers on the event loop use 
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import json
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field
 from wsisam_service.dicom.pacs_settings import PacsSettings, is_pacs
 from wsisam_service.errors import InvalidRequest, PacsUnavailable, ServiceError, UnknownSlide, UnreadableSlide
 from wsisam_service.slides.items import EVERY_SLIDE, DicomQuery, OpenedSlide, SlideItem, Stamp
-from wsisam_service.slides.lanes import LISTING_LANE, SHARED_LANE
+from wsisam_service.slides.lanes import LISTING_LANE, OPENING_LANE, own_lane
 from wsisam_service.slides.pacs import PacsRoot, pacs_roots
 from wsisam_service.slides.reader import SlideReader
 from wsisam_service.slides.roots import Root
@@ -72,6 +73,8 @@ class _Entry:
     problem_s: float = 0.0
     told: Future[ListedSlide | None] | None = None
     """What a listing waits for, where a PACS has to be asked."""
+    asked: asyncio.Future[Slide] | None = None
+    """The look at it and the opening under way, for all on the event loop who ask meanwhile."""
 
     def lies_in(self, roots: AbstractSet[str] | None) -> bool:
         """Whether the file's root is one of `roots`; None is all."""
@@ -123,13 +126,21 @@ class Catalogue:
         return [f"PACS root {number} does not answer" for number, pacs in enumerate(self._pacs, 1) if not pacs.answers]
 
     async def open(self, slide_id: str, roots: AbstractSet[str] | None = None) -> Slide:
-        """As `get`, for the event loop; a slide of a PACS is waited for in that PACS's lane, one that nobody knows yet
-        where listings wait. Also `Overloaded`.
+        """As `get`, for the event loop. Whoever asks for a slide that is being looked at or opened waits for that, and
+        takes no thread; a slide of a PACS is waited for in that PACS's lane, one that nobody knows yet where listings
+        wait. Also `Overloaded`.
         """
         if self._entry(slide_id, roots) is None:
             await LISTING_LANE.run(self._look_for, slide_id, roots)
         entry = self._entry(slide_id, roots)
-        return await (SHARED_LANE if entry is None else entry.item.lane).run(self.get, slide_id, roots)
+        if entry is None:
+            raise UnknownSlide("There is no slide with this id any more.")
+        if entry.slide is not None and self._is_fresh(entry):
+            return entry.slide
+        if entry.asked is None:
+            entry.asked = asyncio.ensure_future(self._ask(entry))
+            entry.asked.add_done_callback(_look_at)
+        return await asyncio.shield(entry.asked)
 
     def get(self, slide_id: str, roots: AbstractSet[str] | None = None) -> Slide:
         """The slide of `slide_id` as it is now, if it lies in a root named in `roots` (None: any). Raises
@@ -137,13 +148,7 @@ class Catalogue:
         `PacsUnavailable`, also where it may lie in a PACS that has never answered.
         """
         self._look_for(slide_id, roots)
-        entry = self._current(slide_id)
-        with entry.lock:
-            if entry.problem is not None and self._clock() - entry.problem_s < PROBLEM_S:
-                raise type(entry.problem)(entry.problem.detail)
-            if entry.slide is None:
-                entry.slide = self._open(entry)
-            return entry.slide
+        return self._opened(self._current(slide_id))
 
     def list(
         self,
@@ -272,9 +277,9 @@ class Catalogue:
         entry = self._entries.get(slide_id)
         if entry is None:
             raise UnknownSlide("There is no slide with this id.")
-        now = self._clock()
-        if now - entry.checked_s < FRESH_S:
+        if self._is_fresh(entry):
             return entry
+        now = self._clock()
         try:
             renewed = entry.item.renewed()
         except OSError as error:
@@ -289,6 +294,27 @@ class Catalogue:
             self._drop_readers()
         entry.item, entry.checked_s = item, now
         return entry
+
+    def _is_fresh(self, entry: _Entry) -> bool:
+        return self._clock() - entry.checked_s < FRESH_S
+
+    async def _ask(self, entry: _Entry) -> Slide:
+        """What `get` does: a look in the threads of the slide's lane, and files are opened in others."""
+        try:
+            current = await entry.item.lane.run(self._current, entry.id)
+            if current.slide is not None:
+                return current.slide
+            return await own_lane(OPENING_LANE, current.item.lane).run(self._opened, current)
+        finally:
+            entry.asked = None
+
+    def _opened(self, entry: _Entry) -> Slide:
+        with entry.lock:
+            if entry.problem is not None and self._clock() - entry.problem_s < PROBLEM_S:
+                raise type(entry.problem)(entry.problem.detail)
+            if entry.slide is None:
+                entry.slide = self._open(entry)
+            return entry.slide
 
     def _listed(self, entry: _Entry) -> ListedSlide | None:
         try:
@@ -355,6 +381,11 @@ class Catalogue:
                 gone.append(self._readers.popitem(last=False)[1])
         for reader in gone:
             reader.drop_tiles()
+
+
+def _look_at(asked: asyncio.Future[Slide]) -> None:
+    """Whoever waited may be gone, and asyncio tells of what nobody has looked at."""
+    _ = asked.cancelled() or asked.exception()
 
 
 def _slide_id(identity: str, relative: str) -> str:

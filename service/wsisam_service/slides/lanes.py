@@ -55,7 +55,13 @@ class BoundedLane(Lane):
 
 SHARED_LANE = Lane("slides", threads=16)
 """For files, which everybody shares. At most half of its threads read views at any time (`segmenter.CONCURRENT_READS`),
-so that a slide whose views are known opens while a slow disk is waited for."""
+and slides are opened elsewhere, so that a look whether a file is still the same waits for no slow disk of others."""
+OPENING_LANE = Lane("openings", threads=6)
+"""For opening files, once for all who ask meanwhile."""
+READINESS_LANE = BoundedLane(
+    "readiness", threads=1, waiting=8, refusal="Whether the roots of the slides can be read is not known yet."
+)
+"""For whether the roots can be read, which says nothing of how busy the other lanes are."""
 SENT_LANE = Lane("pictures-sent", threads=max(2, os.cpu_count() or 1))
 """For pictures that came with their request: to decode them, to read views of them, and what is found on them. None of
 it waits for a disk.
@@ -76,6 +82,6 @@ TILE_LANE = BoundedLane(
 """For IIIF pictures of files: viewers ask for tiles, which should not wait for the former."""
 
 
-def drawing_lane(for_files: Lane, of_slide: Lane) -> Lane:
-    """Where a picture is drawn of a slide of lane `of_slide`: `for_files`, but one that may wait long does so there."""
+def own_lane(for_files: Lane, of_slide: Lane) -> Lane:
+    """Where to work on a slide of lane `of_slide`: `for_files`, but one that may wait long does so there."""
     return for_files if of_slide.listing is None else of_slide
