@@ -236,6 +236,24 @@ def test_bfloat16_stays_near_the_golden_vectors(base: BaseWeights, golden: Golde
             assert golden.error(f"{case}/out/hr_final", np.stack([answer.logits[0] for answer in fused])) < 2.5
 
 
+@pytest.mark.skipif(not openvino_engine.computes_in(torch.bfloat16), reason="this CPU has no bfloat16")
+def test_the_first_start_of_a_machine_draws_as_those_that_follow(
+    base: BaseWeights, golden: Golden, tmp_path: Path
+) -> None:
+    adapters = AdapterWeights("golden", "", {}, golden.state("adapter_high/"), golden.state("adapter_low/"))
+    drawn = []
+    for _ in range(2):  # the one converts its networks, the other reads them
+        predictor = Predictor(
+            CONFIG, base, adapters, device="cpu", engine="openvino", precision="bfloat16", engine_cache=tmp_path
+        )
+        assert predictor.warnings == ()
+        parity = ViewParity(predictor, golden, golden.views()[0])
+        hr, lr = predictor.prepare(parity.hr), predictor.prepare(parity.lr)
+        (answer,) = predictor.decode([DecodeRequest(hr, lr, Prompt(box=(60.0, 60.0, 180.0, 190.0)))])
+        drawn.append(answer.logits)
+    assert np.array_equal(*drawn)
+
+
 @pytest.fixture
 def convert() -> Callable[[], Any]:
     """Converts a small network; `calls` counts how often."""

@@ -64,7 +64,7 @@ def read_or_convert(
         else:
             _mark_used(path)
             return model, None
-    model = _marked(convert(), exact)
+    model = _as_read(convert(), exact)
     try:
         _keep(model, path)
         _drop_unused(folder)
@@ -101,23 +101,28 @@ def _keep(model: openvino.Model, path: Path) -> None:
         weights.unlink(missing_ok=True)
 
 
-def _marked(model: openvino.Model, exact: Sequence[str]) -> openvino.Model:
-    """The model with its modules `exact` marked. Layers are named after the modules.
+def _as_read(model: openvino.Model, exact: Sequence[str]) -> openvino.Model:
+    """The model as it is read from a file, with its modules `exact` marked; layers are named after the modules.
 
-    By way of a file, since OpenVINO's Python interface has no such mark.
+    OpenVINO's Python interface has no such mark. And in lower precision it computes otherwise what it has not read from
+    a file, so that the first start of a machine would give other masks than those that follow.
     """
-    if not exact:
-        return model
     names = tuple(f"__module.{module}" for module in exact)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "marked.xml"
+        path = Path(folder) / "converted.xml"
         openvino.save_model(model, path, compress_to_fp16=False)
-        tree = ElementTree.parse(path)  # noqa: S314 # OpenVINO has just written it
-        for layer in tree.iter("layer"):
-            if layer.get("name", "").startswith(names):
-                marks = layer.find("rt_info")
-                if marks is None:
-                    marks = ElementTree.SubElement(layer, "rt_info")
-                ElementTree.SubElement(marks, "attribute", {"name": "precise", "version": "0"})
-        tree.write(path)
+        if names:
+            _mark(path, names)
         return openvino.Core().read_model(path)
+
+
+def _mark(path: Path, names: tuple[str, ...]) -> None:
+    """Mark the layers of a model's file whose names begin like one of `names`."""
+    tree = ElementTree.parse(path)  # noqa: S314 # OpenVINO has just written it
+    for layer in tree.iter("layer"):
+        if layer.get("name", "").startswith(names):
+            marks = layer.find("rt_info")
+            if marks is None:
+                marks = ElementTree.SubElement(layer, "rt_info")
+            ElementTree.SubElement(marks, "attribute", {"name": "precise", "version": "0"})
+    tree.write(path)
