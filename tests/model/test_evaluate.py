@@ -62,6 +62,13 @@ def test_the_boundary_score_forgives_two_pixels_and_no_more() -> None:
     assert boundary_f(np.zeros_like(truth), truth) == 0.0
 
 
+@pytest.mark.parametrize(("x", "y", "near"), [(2, 0, True), (1, 1, True), (2, 1, False), (1, 2, False), (2, 2, False)])
+def test_two_pixels_are_two_pixels_in_every_direction(x: int, y: int, near: bool) -> None:
+    here, there = np.zeros((2, 16, 16), bool)
+    here[5, 5] = there[5 + y, 5 + x] = True
+    assert boundary_f(here, there) == near
+
+
 def test_a_border_that_the_view_cuts_is_no_border() -> None:
     assert boundary_f(square(0, 30, 0, 30), square(0, 30, 0, 30)) == 1.0
     assert boundary_f(np.ones((64, 64), bool), np.ones((64, 64), bool)) == 1.0

@@ -182,7 +182,7 @@ def _drawn_by(scores: Sequence[Score], adapters: Sequence[str]) -> list[str]:
 def _click_table(clicks: Sequence[Clicks]) -> list[str]:
     shown = (1, 2, 3, 5, 10, MAX_CLICKS)
     header = [f"Dice after {n}" for n in shown]
-    header += [f"clicks to {target:.2f} (never)" for target in CLICK_TARGETS]
+    header += [f"clicks to {target:.2f}, never as {MAX_CLICKS} (never)" for target in CLICK_TARGETS]
     lines = [f"| variant | {' | '.join(header)} |", "|---" * (len(header) + 1) + "|"]
     for variant in _ordered(item.variant for item in clicks):
         chosen = [item for item in clicks if item.variant == variant]
