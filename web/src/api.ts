@@ -3,7 +3,6 @@
 import type { components } from "./api-types";
 
 type Schemas = components["schemas"];
-export type SlideSummary = Schemas["SlideAnswer"];
 export type SlideDetails = Schemas["SlideDetailsAnswer"];
 export type SlidesPage = Schemas["SlidesAnswer"];
 export type Info = Schemas["InfoAnswer"];

@@ -24,17 +24,6 @@ export function make<K extends keyof HTMLElementTagNameMap>(
   return element;
 }
 
-/** One of the icons in index.html. */
-export function icon(name: string): SVGSVGElement {
-  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-  svg.setAttribute("class", "icon");
-  svg.setAttribute("aria-hidden", "true");
-  const use = document.createElementNS("http://www.w3.org/2000/svg", "use");
-  use.setAttribute("href", `#i-${name}`);
-  svg.append(use);
-  return svg;
-}
-
 /** A round patch of a colour; set through the style object, which the Content-Security-Policy allows. */
 export function swatch(color: string): HTMLSpanElement {
   const patch = make("span", { class: "swatch", "aria-hidden": "true" });

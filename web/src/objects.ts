@@ -98,10 +98,6 @@ export class Objects {
     this.#change({ objects, selectedId: objects[Math.min(at, objects.length - 1)]?.id ?? null });
   }
 
-  clear(): void {
-    this.#change(EMPTY);
-  }
-
   undo(): void {
     this.#travel(this.#past, this.#future);
   }
