@@ -484,11 +484,20 @@ def test_nothing_is_asked_of_other_hosts_and_no_policy_is_broken(page: SlidePage
     assert "unsafe" not in policy
 
 
-def test_behind_a_path_prefix_and_with_an_access_key(browser: Any, app: Any, tmp_path: Path) -> None:
-    key = new_key()
+@pytest.fixture
+def key() -> str:
+    return new_key()
+
+
+@pytest.fixture
+def guarded(app: Any, key: str, tmp_path: Path) -> Any:
+    """The application, for those who have `key`."""
     append_key(tmp_path / "keys.toml", StoredKey(name="me", role=Role.ANNOTATOR, sha256=hash_of(key)))
     settings = app.state.services.settings.model_copy(update={"keys": tmp_path / "keys.toml"})
-    guarded = create_app(settings, Catalogue(settings.slides), NumpyExecutor())
+    return create_app(settings, Catalogue(settings.slides), NumpyExecutor())
+
+
+def test_behind_a_path_prefix_and_with_an_access_key(browser: Any, guarded: Any, key: str) -> None:
     with serving(Starlette(routes=[Mount("/pathology/wsi", app=guarded)])) as address:
         answer = httpx.get(f"{address}pathology/wsi/v1/slides", headers={"authorization": f"Bearer {key}"})
         page = SlidePage(browser, f"{address}pathology/wsi/", answer.json()["slides"][0]["id"], (256, 256))
@@ -514,6 +523,35 @@ def test_behind_a_path_prefix_and_with_an_access_key(browser: Any, app: Any, tmp
         page.page.click("#show-access")
         page.page.click("#access-forget")
         page.page.wait_for_selector("#access-reason:has-text('who you are')")
+        page.context.close()
+
+
+def test_a_key_that_has_run_out_is_asked_with_no_more(browser: Any, guarded: Any, slide_id: str, key: str) -> None:
+    with serving(guarded) as address:
+        page = SlidePage(browser, address, slide_id, (256, 256))
+        page.page.fill("#access-key", key)
+        page.page.click("#access-form .primary")
+        page.wait()
+        wrong: list[str] = []
+
+        def note(request: Any) -> None:
+            if request.headers.get("authorization") == "Bearer run-out":
+                wrong.append(request.url)
+
+        page.page.on("request", note)
+        page.page.evaluate("sessionStorage.setItem('wsisam:access-key', 'run-out')")
+        with page.page.expect_response("**/v1/slides/*"):
+            page.look()
+        page.page.wait_for_selector("#status[data-state=guarded]:has-text('Access key needed')")
+        asked = list(wrong)
+        for _ in range(3):
+            page.look()
+        page.page.click("#slides a:has-text('tissue2')")
+        page.page.wait_for_selector("#access-reason:has-text('does not accept')")
+        page.page.fill("#access-key", key)
+        page.page.click("#access-form .primary")
+        page.page.wait_for_selector("#status[data-state=ready]")
+        assert wrong == asked
         page.context.close()
 
 

@@ -37,6 +37,9 @@ export interface Timed<T> {
 
 export class Api {
   readonly #base = new URL("./", document.baseURI);
+  /** The key that the service refused last. It is not asked with again: wrong keys are counted by address, and those of
+   * a page left open would lock its neighbours out. */
+  #refused = "";
 
   /** The access key that a person gave, empty where there is none; kept for this browser tab only. */
   get key(): string {
@@ -45,6 +48,7 @@ export class Api {
 
   set key(key: string) {
     sessionStorage.setItem(KEPT_KEY, key);
+    this.#refused = "";
   }
 
   /** What every request carries. */
@@ -115,6 +119,8 @@ export class Api {
   }
 
   async #fetch(path: string, request: RequestInit = {}): Promise<Response> {
+    const { key } = this;
+    if (key && key === this.#refused) throw new ApiError("unauthorized", "the service has refused this key");
     let response: Response;
     try {
       response = await fetch(new URL(path, this.#base), { ...request, headers: { ...request.headers, ...this.headers } });
@@ -122,8 +128,10 @@ export class Api {
       if (error instanceof DOMException && error.name === "AbortError") throw error;
       throw new ApiError("unreachable", "the service does not answer");
     }
-    if (!response.ok) throw await apiError(response);
-    return response;
+    if (response.ok) return response;
+    const error = await apiError(response);
+    if (error.type === "unauthorized") this.#refused = key;
+    throw error;
   }
 }
 
