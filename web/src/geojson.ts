@@ -4,7 +4,7 @@ import { areaOf, type Geometry } from "./answers";
 import type { SlideDetails } from "./api";
 import { colorOf, rgbOf, type Classes } from "./classes";
 import { boundsOf, overlap, sizeOf, translated, type Area, type Box } from "./geometry";
-import { nextName, type SlideObject } from "./objects";
+import { Names, type SlideObject } from "./objects";
 import { newId } from "./prompting";
 
 const AREA = "Area µm²";
@@ -68,19 +68,22 @@ export function fromGeoJson(
   const objects: SlideObject[] = [];
   const ids = new Set<string>();
   const classes = new Map<string, NamedClass>();
+  const names = new Names(present);
   for (const one of features) {
     const read = one.geometry ? areaOf(one.geometry) : [];
     if (!isArea(read)) continue;
     const area = translated(read, dx, dy);
     const named = classOf(one);
     if (named) classes.set(named.name, named);
-    const { name, measurements } = one.properties ?? {};
+    const { name: given, measurements } = one.properties ?? {};
+    const name = typeof given === "string" && given ? given : names.next();
+    names.note(name);
     // Old QuPath gives every object of a file the same id.
     const id = typeof one.id === "string" && one.id && !ids.has(one.id) ? one.id : newId();
     ids.add(id);
     objects.push({
       id,
-      name: typeof name === "string" && name ? name : nextName([...present, ...objects]),
+      name,
       className: named?.name ?? null,
       area,
       bounds: boundsOf(area),

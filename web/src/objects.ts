@@ -121,8 +121,20 @@ export class Objects {
   }
 }
 
-/** "Object 7", or "Tumor 7": one more than the highest number in use. */
-export function nextName(objects: readonly SlideObject[]): string {
-  const numbers = objects.map(({ name }) => Number(/(\d+)$/.exec(name)?.[1] ?? 0));
-  return `Object ${Math.max(0, ...numbers) + 1}`;
+/** Names for new objects, "Object 8" after "Object 7" or "Tumor 7": beyond the highest number in use. */
+export class Names {
+  #highest = 0;
+
+  constructor(objects: readonly SlideObject[]) {
+    for (const { name } of objects) this.note(name);
+  }
+
+  /** `name` is in use. */
+  note(name: string): void {
+    this.#highest = Math.max(this.#highest, Number(/(\d+)$/.exec(name)?.[1] ?? 0));
+  }
+
+  next(): string {
+    return `Object ${++this.#highest}`;
+  }
 }

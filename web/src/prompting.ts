@@ -4,7 +4,7 @@ import { outlineOf, promptBody, withCandidate, type Outline } from "./answers";
 import { ApiError, type Api } from "./api";
 import type { Classes } from "./classes";
 import { boundsOf, type Box } from "./geometry";
-import { nextName, type Objects, type Point, type Prompt, type SlideObject } from "./objects";
+import { Names, type Objects, type Point, type Prompt, type SlideObject } from "./objects";
 import { Signal } from "./signal";
 
 export interface Asked {
@@ -126,7 +126,7 @@ export class Prompting {
         return;
       }
       // What the user did to the object meanwhile stays.
-      const present = this.objects.get(subject.id) ?? { ...subject, name: nextName(this.objects.all) };
+      const present = this.objects.get(subject.id) ?? { ...subject, name: new Names(this.objects.all).next() };
       const drawn = made(present, asked.prompt, outline);
       subject.drawn = true;
       this.objects.put([drawn], subject === this.#begun ? drawn.id : this.objects.state.value.selectedId);

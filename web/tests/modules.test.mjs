@@ -37,6 +37,24 @@ test("objects of a file that share an id all stay, and a file imported again rep
   assert.equal(objects.all.length, 3);
 });
 
+test("objects without names are numbered on, the present ones being looked at once, however many there are", () => {
+  let looks = 0;
+  const present = Array.from({ length: 200_000 }, (_, i) => ({
+    get name() {
+      looks++;
+      return `Cell ${i}`;
+    },
+  }));
+  const features = [undefined, "Gland 300000", undefined, undefined].map((name) => ({
+    type: "Feature",
+    geometry: SQUARE,
+    properties: { name },
+  }));
+  const { objects } = fromGeoJson(JSON.stringify(features), { width: 99, height: 99, bounds: null }, 1, present);
+  assert.deepEqual(objects.map(({ name }) => name), ["Object 200000", "Gland 300000", "Object 300001", "Object 300002"]);
+  assert.equal(looks, present.length);
+});
+
 test("run lengths beyond 32 bits are spelled right", () => {
   const runs = [2 ** 31 + 5, 100, 79_900, 2 ** 32, 3, 1];
   assert.deepEqual(runsOf(countsOf(runs)), runs);
