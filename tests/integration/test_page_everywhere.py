@@ -460,6 +460,22 @@ def test_objects_stay_with_their_slide(page: SlidePage) -> None:
     assert len(page.rows()) == 1
 
 
+def test_a_box_half_drawn_by_keyboard_stays_behind_with_its_slide(page: SlidePage) -> None:
+    asked: list[Any] = []
+    page.page.on("request", lambda request: request.url.endswith("/segment") and asked.append(request))
+    keyboard = page.page.keyboard
+    page.page.focus(CANVAS)
+    for key in ("b", "Shift+ArrowLeft", " ", "Shift+ArrowDown", "Shift+ArrowRight"):
+        keyboard.press(key)
+    page.page.focus("#slides a:has-text('tissue2')")
+    keyboard.press("Enter")
+    page.page.wait_for_function("() => document.title.startsWith('tissue2')")
+    page.page.focus(CANVAS)
+    keyboard.press(" ")  # no second corner to anything
+    page.answer_of(lambda: page.draw_box(BOX))
+    assert len(asked) == 1
+
+
 def test_a_slide_that_does_not_open_leaves_the_present_one_in_hand(page: SlidePage) -> None:
     page.page.route("**/iiif/info.json", lambda route: route.abort())
     page.page.click("#slides a:has-text('tissue2')")

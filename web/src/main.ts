@@ -130,6 +130,8 @@ async function openSlide(id: string): Promise<void> {
   const [slide, info, image] = await Promise.all([api.slide(id), api.info(), api.image(id)]);
   if (number !== opening) return;
   prompting.cancel();
+  pointer.cancel();
+  crosshair.hide();
   keeper.close();
   await viewer.open(slide, image);
   if (number !== opening) return;
