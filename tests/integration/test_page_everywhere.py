@@ -121,6 +121,14 @@ def test_the_whole_way_by_keyboard(page: SlidePage) -> None:
     assert "Object 1" in page.page.inner_text("#announce")
 
 
+def test_skipping_to_the_slide_leads_there_and_leaves_the_address(page: SlidePage) -> None:
+    address = page.page.url
+    page.page.focus("a.skip")
+    page.page.keyboard.press("Enter")
+    assert page.page.locator(f"{CANVAS}:focus").count() == 1
+    assert page.page.url == address
+
+
 def test_a_held_space_bar_acts_once_and_is_let_go_with_the_window(page: SlidePage) -> None:
     keyboard = page.page.keyboard
     asked: list[Any] = []

@@ -274,6 +274,10 @@ document.addEventListener("keyup", ({ key }) => key === " " && (pointer.moving =
 window.addEventListener("blur", () => (pointer.moving = false)); // where the key is let go elsewhere
 installMenus();
 tellModality();
+byId("skip").addEventListener("click", (event) => {
+  event.preventDefault(); // the address keeps the slide
+  viewer.osd.canvas.focus();
+});
 pointer.position.watch((position) => readout.drawPosition(position));
 byId("look-again").addEventListener("click", () => void start());
 keepSettings();
