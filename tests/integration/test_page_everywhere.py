@@ -196,6 +196,18 @@ def test_a_tap_on_a_phone_outlines(browser: Any, url: str, slide_id: str) -> Non
     page.context.close()
 
 
+@pytest.mark.parametrize("width", [320, 390, 430, 759])
+def test_on_a_phone_the_status_is_on_the_screen(browser: Any, url: str, slide_id: str, width: int) -> None:
+    page = SlidePage(browser, url, slide_id, (256, 256), viewport={"width": width, "height": 700})
+    page.wait()
+    page.page.click("#status summary")
+    sheet = page.page.locator("#status .sheet").bounding_box()
+    header = page.page.locator("header").bounding_box()
+    assert 0 <= sheet["x"] <= sheet["x"] + sheet["width"] <= width
+    assert sheet["y"] >= header["y"] + header["height"]
+    page.context.close()
+
+
 def test_alt_click_and_right_button_exclude(page: SlidePage) -> None:
     page.answer_of(lambda: page.draw_box(BOX))
     page.page.keyboard.press("p")
