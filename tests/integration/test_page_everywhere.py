@@ -252,6 +252,30 @@ def test_a_forgotten_answer_is_asked_for_anew(page: SlidePage, app: Any) -> None
     assert len(prompt["points"]) == 1
 
 
+IS_DRAWN = """([x, y]) => {
+  const pixels = document.querySelector(".overlay").getContext("2d").getImageData(x - 2, y - 10, 5, 21).data;
+  return pixels.some(value => value > 0);
+}"""
+
+
+def test_boxes_that_wait_for_their_turn_are_shown(page: SlidePage) -> None:
+    held: list[Any] = []
+
+    def hold(route: Any) -> None:
+        held.append(route)
+
+    page.page.route("**/segment", hold)
+    for x in (60, 200, 340):
+        page.draw_box((x, 180, x + 100, 280))
+    page.page.wait_for_function("() => document.querySelector('#hint').innerText.includes('2 more wait')")
+    for x in (60, 200, 340):
+        page.page.wait_for_function(IS_DRAWN, arg=page.in_viewer((x, 230)))
+    page.page.keyboard.press("Escape")
+    for x in (60, 200, 340):
+        page.page.wait_for_function(f"place => !({IS_DRAWN})(place)", arg=page.in_viewer((x, 230)))
+    assert len(held) == 1
+
+
 def test_trouble_is_told_in_plain_words(page: SlidePage) -> None:
     page.page.route("**/segment", lambda route: route.abort())
     page.draw_box(BOX)

@@ -38,7 +38,8 @@ export class Overlay {
     this.#layer = new ObjectLayer(viewer, objects, classes);
     viewer.osd.addHandler("update-viewport", () => this.draw());
     viewer.osd.addHandler("animation-finish", () => this.redraw());
-    for (const signal of [objects.state, classes.list, prompting.asked, this.frames, this.draft, this.crosshair]) {
+    const { asked, waiting } = prompting;
+    for (const signal of [objects.state, classes.list, asked, waiting, this.frames, this.draft, this.crosshair]) {
       signal.watch(() => this.redraw());
     }
   }
@@ -82,6 +83,7 @@ export class Overlay {
       this.#drawPrompt(selected.made.prompt);
     }
     if (this.prompting.asked.value) this.#drawPrompt(this.prompting.asked.value.prompt);
+    for (const prompt of this.prompting.waiting.value) this.#drawPrompt(prompt);
     if (this.draft.value) this.#drawBox(this.draft.value, INCLUDE, [6, 4]);
     if (this.crosshair.value) this.#drawCrosshair(this.crosshair.value);
   }

@@ -33,6 +33,8 @@ export class Prompting {
   readonly multimask = new Signal(false);
   /** What the service is being asked just now. */
   readonly asked = new Signal<Asked | null>(null);
+  /** Boxes and clicks that wait for their turn, in order. */
+  readonly waiting = new Signal<readonly Prompt[]>([]);
   readonly reported = new Signal<Report | null>(null);
   /** Square micrometres per level-0 pixel, to measure candidates with. */
   um2PerPixel = 1;
@@ -63,12 +65,13 @@ export class Prompting {
     this.#abort = new AbortController();
     this.#begun = null;
     this.asked.value = null;
+    this.waiting.value = [];
     return asking;
   }
 
   /** A box always begins a new object. */
   box(box: Box): void {
-    this.#enqueue(this.#begin(), () => ({ box, points: [] }));
+    this.#enqueue(this.#begin(), { box, points: [] });
   }
 
   /** A click corrects the selected object or the one just begun; where there is none, one on an object begins a new one. */
@@ -79,10 +82,7 @@ export class Prompting {
       this.reported.value = { kind: "failed", error: new ApiError("no-positive-point", "") };
       return;
     }
-    this.#enqueue(present ?? this.#begin(), (earlier) => ({
-      box: earlier?.box ?? null,
-      points: [...(earlier?.points ?? []), point],
-    }));
+    this.#enqueue(present ?? this.#begin(), { box: null, points: [point] });
   }
 
   /** Done with this object: what comes now begins another one. */
@@ -106,19 +106,22 @@ export class Prompting {
   }
 
   /** One question at a time: each click builds on the answer before it. */
-  #enqueue(subject: Subject, prompt: (earlier: Prompt | null) => Prompt): void {
+  #enqueue(subject: Subject, given: Prompt): void {
     const { signal } = this.#abort;
+    this.waiting.value = [...this.waiting.value, given];
     this.#last = this.#last.then(async () => {
-      if (!signal.aborted) await this.#ask(subject, prompt, signal);
+      if (signal.aborted) return;
+      this.waiting.value = this.waiting.value.slice(1);
+      await this.#ask(subject, given, signal);
     });
   }
 
-  async #ask(subject: Subject, prompt: (earlier: Prompt | null) => Prompt, signal: AbortSignal): Promise<void> {
+  async #ask(subject: Subject, given: Prompt, signal: AbortSignal): Promise<void> {
     const isGone = (): boolean => subject.drawn && !this.objects.get(subject.id);
     if (isGone()) return;
     try {
       const object = this.objects.get(subject.id);
-      const asked = (this.asked.value = { prompt: prompt(object?.made?.prompt ?? null), object });
+      const asked = (this.asked.value = { prompt: joined(object?.made?.prompt ?? null, given), object });
       const outline = await this.#outline(asked, signal);
       if (signal.aborted || isGone()) return;
       if (!outline) {
@@ -152,6 +155,11 @@ export class Prompting {
       return ask(null);
     }
   }
+}
+
+/** What an object was made from, and what was given since. */
+function joined(earlier: Prompt | null, { box, points }: Prompt): Prompt {
+  return { box: box ?? earlier?.box ?? null, points: [...(earlier?.points ?? []), ...points] };
 }
 
 function made(

@@ -30,7 +30,8 @@ export class Toolbar {
     for (const [id, action] of Object.entries(actions)) byId(id).addEventListener("click", action);
     byId("multimask").addEventListener("click", () => (prompting.multimask.value = !prompting.multimask.value));
     byId("frames").addEventListener("click", () => (overlay.frames.value = !overlay.frames.value));
-    for (const signal of [objects.state, pointer.tool, prompting.multimask, prompting.asked, overlay.frames]) {
+    const { asked, waiting, multimask } = prompting;
+    for (const signal of [objects.state, pointer.tool, multimask, asked, waiting, overlay.frames]) {
       signal.watch(() => this.#draw());
     }
   }
@@ -61,13 +62,16 @@ export class Toolbar {
   #hint(selected: SlideObject | null): void {
     const asking = this.prompting.asked.value !== null;
     byId("hint").classList.toggle("asking", asking);
-    byId("hint-text").textContent = asking ? "Outlining…" : hint(this.pointer.tool.value, selected?.made != null);
+    const text = asking ? outlining(this.prompting.waiting.value.length) : hint(this.pointer.tool.value, selected?.made != null);
+    byId("hint-text").textContent = text;
     const facts = selected ? [selected.name, shortAreaText(selected.areaUm2), iouText(selected.predictedIou)] : [];
     byId("hint-object").textContent = facts.filter(Boolean).join(" · ");
   }
 }
 
 const press = (id: string, pressed: boolean): void => byId(id).setAttribute("aria-pressed", String(pressed));
+
+const outlining = (waiting: number): string => `Outlining…${waiting ? ` ${waiting} more ${waiting === 1 ? "waits" : "wait"}.` : ""}`;
 
 function hint(tool: Tool, correcting: boolean): string {
   switch (tool) {

@@ -101,6 +101,22 @@ test("a click after Next begins another object, also before the one before it is
   assert.equal(objects.selected.name, "Object 2");
 });
 
+test("what waits for its turn is known, and given up with the question under way", async () => {
+  const { answer, asked, prompting } = prompted();
+  const boxes = () => prompting.waiting.value.map(({ box }) => box[0]);
+  for (const x of [1, 2, 3, 4]) prompting.box([x, 0, 9, 9]);
+  await settle();
+  assert.deepEqual([prompting.asked.value.prompt.box[0], ...boxes()], [1, 2, 3, 4]);
+  await answer();
+  assert.deepEqual([prompting.asked.value.prompt.box[0], ...boxes()], [2, 3, 4]);
+  prompting.cancel();
+  prompting.box([5, 0, 9, 9]);
+  assert.deepEqual(boxes(), [5]);
+  await answer();
+  assert.deepEqual(boxes(), []);
+  assert.equal(asked[0].prompt.box[0], 5);
+});
+
 test("a slide that is no longer served is told once", async () => {
   globalThis.document = { hidden: false, addEventListener() {} };
   mock.timers.enable({ apis: ["setInterval"] });
