@@ -448,6 +448,32 @@ def test_undo_goes_back_over_objects_and_classes(page: SlidePage) -> None:
     assert len(page.rows()) == 2
 
 
+def test_a_class_that_was_removed_comes_back_with_its_objects(page: SlidePage) -> None:
+    buttons = page.page.locator("#classes button")
+    before = buttons.all_text_contents()
+    page.page.keyboard.press("1")
+    page.answer_of(lambda: page.draw_box(BOX))
+    page.page.click("#class-remove")
+    assert buttons.all_text_contents() == [name for name in before if name != "Tumor"]
+    page.page.keyboard.press("Control+z")
+    assert buttons.all_text_contents() == before
+    assert page.page.get_attribute("#classes [aria-pressed=true]", "data-class") == "Tumor"
+    (feature,) = json.loads(page.export("#export-geojson").read_text())["features"]
+    assert feature["properties"]["classification"] == {"name": "Tumor", "color": [0xD5, 0x5E, 0x00]}
+
+
+def test_a_class_removed_in_another_tab_is_given_no_more(page: SlidePage) -> None:
+    page.page.keyboard.press("1")
+    other = page.context.new_page()
+    other.goto(page.page.url)
+    other.click("#classes [data-class=Tumor]")
+    other.click("#class-remove")
+    page.page.wait_for_selector("#classes [data-class=Tumor]", state="detached")
+    page.answer_of(lambda: page.draw_box(BOX))
+    assert page.page.get_attribute("#classes [aria-pressed=true]", "data-class") == ""
+    assert "Tumor" not in page.rows()[0]
+
+
 HAS_FRAME = """([x, y]) => {
   const pixels = document.querySelector(".overlay").getContext("2d").getImageData(x - 2, y - 10, 5, 21).data;
   const isViolet = (red, green, blue, alpha) => red > green + 15 && blue > red + 40 && alpha > 100;

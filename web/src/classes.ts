@@ -1,5 +1,6 @@
 /** Classes of objects, with colours that colour-blind people can tell apart and that stand out on stained tissue. */
 
+import type { SlideObject } from "./objects";
 import { Signal } from "./signal";
 
 export interface ObjectClass {
@@ -22,24 +23,41 @@ export class Classes {
   readonly list = new Signal<readonly ObjectClass[]>(DEFAULT_CLASSES);
   /** Class of objects to come, null for none. */
   readonly active = new Signal<string | null>(null);
+  /** Colours of all classes that there were, in the order of their coming. */
+  readonly #known = new Map<string, string>();
 
-  color(name: string | null): string {
-    return this.list.value.find((one) => one.name === name)?.color ?? UNCLASSIFIED_COLOR;
+  constructor() {
+    this.list.watch((list) => {
+      for (const { name, color } of list) this.#known.set(name, color);
+      // Another tab may have removed it.
+      if (!list.some(({ name }) => name === this.active.value)) this.active.value = null;
+    });
   }
 
-  /** Add a class, or give the one of this name its colour; null keeps or invents one. */
+  color(name: string | null): string {
+    return (name !== null && this.#known.get(name)) || UNCLASSIFIED_COLOR;
+  }
+
+  /** Add a class, or give the one of this name its colour; null keeps or invents one. One that was removed comes back to
+   * its place, so that the keys of the others stay theirs. */
   put(name: string, color: string | null): void {
-    const known = this.list.value.some((one) => one.name === name);
-    if (known && color === null) return;
-    const one = { name, color: color ?? INVENTED_COLOR };
-    this.list.value = known
-      ? this.list.value.map((other) => (other.name === name ? one : other))
-      : [...this.list.value, one];
+    const list = this.list.value;
+    const at = list.findIndex((one) => one.name === name);
+    if (at >= 0 && color === null) return;
+    const one = { name, color: color ?? this.#known.get(name) ?? INVENTED_COLOR };
+    this.#known.set(name, one.color);
+    const order = [...this.#known.keys()];
+    const later = list.findIndex((other) => order.indexOf(other.name) > order.indexOf(name));
+    this.list.value = at >= 0 ? list.with(at, one) : list.toSpliced(later < 0 ? list.length : later, 0, one);
+  }
+
+  /** Add what classes of these objects are missing: undo, another slide or another tab may bring back removed ones. */
+  putThoseOf(objects: readonly SlideObject[]): void {
+    for (const name of new Set(objects.map(({ className }) => className))) if (name !== null) this.put(name, null);
   }
 
   remove(name: string): void {
     this.list.value = this.list.value.filter((one) => one.name !== name);
-    if (this.active.value === name) this.active.value = null;
   }
 }
 

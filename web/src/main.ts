@@ -219,6 +219,7 @@ function keepSettings(): void {
   kept.value = storage.loadClasses() ?? kept.value;
   kept.watch((list) => storage.keepClasses(list));
   storage.watchClasses(() => (kept.value = storage.loadClasses() ?? kept.value));
+  objects.state.watch((state) => classes.putThoseOf(state.objects));
   const { multimask, frames, letters } = storage.loadPreferences();
   prompting.multimask.value = multimask;
   overlay.frames.value = frames;
