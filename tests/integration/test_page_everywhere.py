@@ -415,6 +415,17 @@ def test_files_of_qupath_are_imported_and_others_refused(page: SlidePage) -> Non
     assert page.complaints == []
 
 
+def test_objects_that_overlap_are_filled_there_too(page: SlidePage) -> None:
+    shapes = [
+        {"type": "Polygon", "coordinates": [[[x, 150], [x + 200, 150], [x + 200, 350], [x, 350], [x, 150]]]}
+        for x in (100, 200)
+    ]
+    file = json.dumps([{"type": "Feature", "geometry": shape} for shape in shapes])
+    page.page.set_input_files("#import-file", {"name": "a.geojson", "mimeType": "", "buffer": file.encode()})
+    for x in (150, 250, 350):  # the first, both, the second
+        page.page.wait_for_function(IS_DRAWN, arg=page.in_viewer((x, 250)))
+
+
 def test_two_tabs_show_the_same_objects(page: SlidePage) -> None:
     page.answer_of(lambda: page.draw_box(BOX))
     other = page.context.new_page()

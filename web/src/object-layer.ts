@@ -63,32 +63,35 @@ export class ObjectLayer {
     this.#canvas.width = Math.ceil((box[2] - box[0]) * scale); // clears it, too
     this.#canvas.height = Math.ceil((box[3] - box[1]) * scale);
     this.#context.setTransform(scale, 0, 0, scale, -box[0] * scale, -box[1] * scale);
-    for (const [color, path] of this.#paths(box)) drawArea(this.#context, path, color, 1.5, 0.14, this.viewer.scale);
+    for (const [color, paths] of this.#paths(box)) drawAreas(this.#context, paths, color, 1.5, 0.14, this.viewer.scale);
     return (this.#drawn = { box, scale, state: this.objects.state.value, classes: this.classes.list.value });
   }
 
-  /** One path per colour: few large drawing calls cost far less than many small ones. */
-  #paths(box: Box): Map<string, Path2D> {
+  /** One path per object, by colour. */
+  #paths(box: Box): Map<string, Path2D[]> {
     const { scale } = this.viewer;
     const { selectedId } = this.objects.state.value;
-    const paths = new Map<string, Path2D>();
+    const paths = new Map<string, Path2D[]>();
     for (const { bounds, area, className, id } of this.objects.all) {
       if (!overlap(bounds, box) || id === selectedId) continue;
       const color = this.classes.color(className);
-      let path = paths.get(color);
-      if (!path) paths.set(color, (path = new Path2D()));
+      const path = new Path2D();
       const [x0, y0, x1, y1] = bounds;
       if (Math.max(x1 - x0, y1 - y0) * scale < DOT_PX) path.rect(x0, y0, DOT_PX / scale, DOT_PX / scale);
       else addArea(path, area, CORNER_PX / scale);
+      const alike = paths.get(color);
+      if (alike) alike.push(path);
+      else paths.set(color, [path]);
     }
     return paths;
   }
 }
 
-/** Fill and stroke with a light rim; `line` in screen pixels, `scale` screen pixels per unit of the path. */
-export function drawArea(
+/** Fill and stroke with a light rim; `line` in screen pixels, `scale` screen pixels per unit of the paths. Each is filled
+ * by itself: filled as one, even-odd, they would be empty where two overlap, and take twice as long. */
+export function drawAreas(
   context: CanvasRenderingContext2D,
-  path: Path2D,
+  paths: readonly Path2D[],
   color: string,
   line: number,
   opacity: number,
@@ -97,12 +100,16 @@ export function drawArea(
   context.lineJoin = "round";
   context.globalAlpha = opacity;
   context.fillStyle = color;
-  context.fill(path, "evenodd");
+  const outlines = new Path2D();
+  for (const path of paths) {
+    context.fill(path, "evenodd");
+    outlines.addPath(path);
+  }
   context.globalAlpha = 1;
   for (const [style, width] of [[HALO, line + 2], [color, line]] as const) {
     context.strokeStyle = style;
     context.lineWidth = width / scale;
-    context.stroke(path);
+    context.stroke(outlines);
   }
 }
 

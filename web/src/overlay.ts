@@ -3,7 +3,7 @@
 import { boxOfView, widerView, type View } from "./answers";
 import type { Classes } from "./classes";
 import { contains, overlap, type Box, type Position } from "./geometry";
-import { HALO, ObjectLayer, addArea, drawArea } from "./object-layer";
+import { HALO, ObjectLayer, addArea, drawAreas } from "./object-layer";
 import type { Objects, Prompt, SlideObject } from "./objects";
 import type { Prompting } from "./prompting";
 import { Signal } from "./signal";
@@ -76,7 +76,7 @@ export class Overlay {
     if (selected) {
       const path = new Path2D();
       addArea(path, selected.area, 0);
-      drawArea(context, path, this.classes.color(selected.className), 2.5, 0.2, viewer.scale);
+      drawAreas(context, [path], this.classes.color(selected.className), 2.5, 0.2, viewer.scale);
     }
     if (selected?.made) {
       if (this.frames.value) this.#drawFrames(selected.made.answer);
