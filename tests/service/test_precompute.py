@@ -88,6 +88,14 @@ def test_a_click_on_the_slide_finds_its_views_encoded(server: str, executor: Num
     assert set(executor.views) - before <= {key for key in executor.views if int(key.split(":")[4]) > 3}
 
 
+def test_a_pixel_size_that_the_server_does_not_believe_is_not_planned_with(
+    server: str, tmp_path: Path, tissue: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_pyramid(tmp_path / "coarse.tif", tissue, 30.0)
+    assert main(["precompute", "coarse.tif", "--url", server, "--dry-run"]) == 0
+    assert int(capsys.readouterr().out.split()[0]) <= 25  # centres every 128 pixels of 1 µm
+
+
 def test_an_unknown_slide_and_no_server_are_one_line(server: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["precompute", "nothing.svs", "--url", server]) == 2
     assert main(["precompute", "biopsy.tif", "--url", "http://127.0.0.1:9"]) == 2

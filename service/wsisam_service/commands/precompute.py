@@ -22,7 +22,7 @@ from wsisam_model.config import ModelConfig, model_config
 from wsisam_service.commands.flags import UsageError, add_settings, settings_of
 from wsisam_service.commands.slide_client import RemoteSlide, document_of
 from wsisam_service.slides.tissue import tissue_centres
-from wsisam_service.views import MAX_REQUEST_MPP, MIN_REQUEST_MPP, nearest_step, step_mpp
+from wsisam_service.views import MAX_REQUEST_MPP, MIN_REQUEST_MPP, believable_mpp, nearest_step, step_mpp
 
 THUMBNAIL = 2048
 POINTS_AT_ONCE = 4
@@ -86,7 +86,7 @@ def make_plan(slide: RemoteSlide, mpp: float | None) -> Plan:
     config = model_config(first["name"])
     k = nearest_step(config.point_mpp if mpp is None else mpp)
     thumbnail = np.asarray(Image.open(io.BytesIO(slide.thumbnail(THUMBNAIL))).convert("RGB"), np.uint8)
-    slide_mpp = facts["mpp"] or config.default_mpp
+    slide_mpp = facts["mpp"] if believable_mpp(facts["mpp"]) else config.default_mpp
     size = facts["width"], facts["height"]
     centres = list(tissue_centres(thumbnail, size, slide_mpp, side=config.image_size, k=k))
     return Plan(centres, step_mpp(k), first["adapters"] is not None, config)
