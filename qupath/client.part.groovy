@@ -179,7 +179,7 @@ class WsiSam {
                 (prompt.z ?: 0) as int, (prompt.t ?: 0) as int)
     }
 
-    /** Puts the Features of an answer into `features`, each with the prompt's id and, if any, its refine token. */
+    /** Puts the Features of an answer into `features`, each with the prompt's id and, if any, points and refine token. */
     private static List<String> collect(JsonObject answer, List<Map> batch, Map features, boolean refinable, Closure place) {
         def notes = answer.getAsJsonArray('warnings').collect { textOf(it) }
         def results = answer.getAsJsonArray('results')
@@ -191,6 +191,8 @@ class WsiSam {
             if (feature != null && feature.isJsonObject()) {
                 def metadata = feature.getAsJsonObject().getAsJsonObject('properties').getAsJsonObject('metadata')
                 metadata.addProperty('wsisam.prompt', (String) prompt.id)
+                if (prompt.points)
+                    metadata.addProperty('wsisam.points', new Gson().toJson(prompt.points))
                 if (refinable && result.has('refine') && !result.get('refine').isJsonNull())
                     metadata.addProperty('wsisam.refine', result.get('refine').getAsString())
                 features[(String) prompt.id] = onPlane(place(feature.getAsJsonObject()), prompt)

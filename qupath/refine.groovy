@@ -3,7 +3,8 @@
  *
  * Put points where the outline is wrong: inside what is missing with any class, on what is too much with a class
  * that ends in "*" (Ignore*). Select the outline and run; with points selected too, only those count, otherwise all
- * in and around the outline. Points that were used before are not sent again. Changing the outline is one undo step.
+ * in and around the outline on its plane that no outline was made from or corrected with. What this outline has had
+ * is not sent again. Changing the outline is one undo step.
  *
  * For QuPath 0.5 to 0.7. Needs nothing but this file and a running server: docs/QUPATH.md.
  */
@@ -43,13 +44,20 @@ if (outlines.size() != 1) {
 }
 def outline = outlines[0]
 def metadata = outline.getMetadata()
-def used = new Gson().fromJson(metadata.get('wsisam.points') ?: '[]', List)
+def usedFor = { new Gson().fromJson(it.getMetadata().get('wsisam.points') ?: '[]', List) }
+def used = usedFor(outline)
+def plane = [z: outline.getROI().getZ(), t: outline.getROI().getT()]
 def marked = selected.findAll { it.getROI().isPoint() }
-def candidates = marked ?: getCurrentHierarchy().getAllObjects(false).findAll { it.hasROI() && it.getROI().isPoint() }
-def points = candidates.collectMany { Prompts.points(it.getROI(), Prompts.isBackground(it) ? 0 : 1) }
-if (marked.isEmpty())
-    points = points.findAll { Prompts.near(it, outline.getROI()) }
-def added = points.findAll { !used.contains(it.collect { number -> (double) number }) }
+def pointsOf = { objects -> objects.collectMany { Prompts.points(it.getROI(), Prompts.isBackground(it) ? 0 : 1) } }
+def points = pointsOf(marked)
+def spent = used as Set
+if (marked.isEmpty()) {
+    def objects = getCurrentHierarchy().getAllObjects(false).findAll { it.hasROI() }
+    def onPlane = objects.findAll { it.getROI().getZ() == plane.z && it.getROI().getT() == plane.t }
+    points = pointsOf(onPlane.findAll { it.getROI().isPoint() }).findAll { Prompts.near(it, outline.getROI()) }
+    spent += onPlane.findAll { it.isAnnotation() }.collectMany(usedFor)  // what lies on a neighbour is beside this
+}
+def added = points.findAll { !spent.contains(it.collect { number -> (double) number }) }
 if (added.isEmpty()) {
     Tell.error('There are no new points in or around the outline.')
     return
@@ -58,10 +66,10 @@ if (added.isEmpty()) {
 def client = new WsiSam(serverUrl, token)
 def features = [:]
 def notes = []
-def plane = [z: outline.getROI().getZ(), t: outline.getROI().getT()]
 def id = metadata.get('wsisam.prompt') ?: outline.getID().toString()
-// What the server no longer remembers is asked anew, with the outline's box.
-def anew = [id: id, box: Prompts.box(outline.getROI()), points: used + added] + plane
+// What the server no longer remembers is asked anew, with the outline's box. Far background would widen what is sent.
+def known = used.findAll { Prompts.near(it, outline.getROI()) }
+def anew = [id: id, box: Prompts.box(outline.getROI()), points: known + added] + plane
 try {
     if (metadata.get('wsisam.refine') == null) {
         notes = client.segment(server, [anew], features)
@@ -252,7 +260,7 @@ class WsiSam {
                 (prompt.z ?: 0) as int, (prompt.t ?: 0) as int)
     }
 
-    /** Puts the Features of an answer into `features`, each with the prompt's id and, if any, its refine token. */
+    /** Puts the Features of an answer into `features`, each with the prompt's id and, if any, points and refine token. */
     private static List<String> collect(JsonObject answer, List<Map> batch, Map features, boolean refinable, Closure place) {
         def notes = answer.getAsJsonArray('warnings').collect { textOf(it) }
         def results = answer.getAsJsonArray('results')
@@ -264,6 +272,8 @@ class WsiSam {
             if (feature != null && feature.isJsonObject()) {
                 def metadata = feature.getAsJsonObject().getAsJsonObject('properties').getAsJsonObject('metadata')
                 metadata.addProperty('wsisam.prompt', (String) prompt.id)
+                if (prompt.points)
+                    metadata.addProperty('wsisam.points', new Gson().toJson(prompt.points))
                 if (refinable && result.has('refine') && !result.get('refine').isJsonNull())
                     metadata.addProperty('wsisam.refine', result.get('refine').getAsString())
                 features[(String) prompt.id] = onPlane(place(feature.getAsJsonObject()), prompt)

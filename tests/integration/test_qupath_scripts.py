@@ -398,6 +398,30 @@ def test_refine_corrects_an_outline_in_place(run: RunScript, recorder: Recorder,
     assert again["images"][0]["events"] == 0, "the points were used already"
 
 
+def test_refine_sends_what_was_put_down_to_correct_this_outline(
+    run: RunScript, recorder: Recorder, qupath_service: Any
+) -> None:
+    """Not the points that it or its neighbour came from, nor those of another plane, unless they are selected."""
+    own = rectangle(*GLAND)
+    neighbour = thing("MULTIPOINT((262 110), (268 116))", pathClass="Other")
+    background = thing("MULTIPOINT((100 100))", pathClass="Ignore*")
+    before = run("segment-selected", shown(image(qupath_service.slides / "tissue.png", own, neighbour, background)))
+    outline = outlines(before["images"][0])[own["id"]]
+    kept = [one | {"selected": one["id"] == outline["id"]} for one in before["images"][0]["objects"]]
+    elsewhere = thing("MULTIPOINT((150 120))", selected=False, z=1)
+    new = thing("MULTIPOINT((70 50))", pathClass="Ignore*", selected=False)
+    after = run("refine", shown(before["images"][0] | {"objects": [*kept, elsewhere, new]}))
+    again = run("refine", after)
+    assert again["images"][0]["events"] == 0
+    chosen = [
+        one | {"selected": one["selected"] or one["id"] == neighbour["id"]} for one in again["images"][0]["objects"]
+    ]
+    run("refine", shown(again["images"][0] | {"objects": chosen}))
+    _, first, second = recorder.bodies("/segment")
+    assert first["prompts"][0]["points"] == [[70, 50, 0]]
+    assert second["prompts"][0]["points"] == [[262, 110, 1], [268, 116, 1]]
+
+
 def test_a_forgotten_outline_is_asked_anew_from_its_box(
     run: RunScript, recorder: Recorder, qupath_service: Any
 ) -> None:
