@@ -14,15 +14,14 @@ import itertools
 import json
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from wsisam_model import load_model
 from wsisam_model.embedding import Embedding
-from wsisam_model.evaluate.compare import Comparison
-from wsisam_model.evaluate.intervals import bootstrap
+from wsisam_model.evaluate.intervals import Estimate, bootstrap
 from wsisam_model.evaluate.metrics import dice, iou
 from wsisam_model.predictor import DecodeRequest, Predictor
 from wsisam_model.preprocessing import upscale_logits
@@ -32,8 +31,29 @@ from wsisam_service.annotated import dataset
 
 KINDS = ("tight", "box20")
 FORMATS = ("bfloat16", "float16")
+MAX_DICE_LOSS = 0.002
+MIN_MASK_IOU = 0.98
 
 Embed = Callable[[Pixels], Embedding]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """`dice_a` and `dice_b` are means against the ground truth, `dice_loss` is a minus b by object, `mask_iou` how
+    much the two answers agree with each other.
+    """
+
+    objects: int
+    dice_a: float
+    dice_b: float
+    dice_loss: Estimate
+    mask_iou: Estimate
+    worst_mask_iou: float
+
+    @property
+    def passes(self) -> bool:
+        """At most 0.002 mean Dice lost, and masks alike to a mean IoU of 0.98."""
+        return self.dice_loss.mean <= MAX_DICE_LOSS and self.mask_iou.mean >= MIN_MASK_IOU
 
 
 def views_of(predictor: Predictor, case: Case) -> list[Pixels]:
