@@ -22,8 +22,10 @@ ENCODE_SECONDS = Histogram("wsisam_encode_seconds", "One encoder call, a batch o
 DECODE_SECONDS = Histogram("wsisam_decode_seconds", "One decoder call, a batch of prompts.", buckets=_SECONDS)
 READ_SECONDS = Histogram("wsisam_read_seconds", "Reading and resampling the pixels of one view.", buckets=_SECONDS)
 
-BATCH_SIZE = Histogram("wsisam_batch_size", "Items in one device call (encode, decode).", ("kind",), buckets=_BATCH)
-QUEUE_DEPTH = Gauge("wsisam_queue_depth", "Items waiting for the device (encode, decode).", ("kind",))
+BATCH_SIZE = Histogram(
+    "wsisam_batch_size", "Items in one device call (encode, load, decode).", ("kind",), buckets=_BATCH
+)
+QUEUE_DEPTH = Gauge("wsisam_queue_depth", "Items waiting for the device (encode, load, decode).", ("kind",))
 INFLIGHT = Gauge("wsisam_inflight", "Work admitted and not yet answered (encode, decode, request).", ("kind",))
 
 AUDIT_EVENTS = Counter(
