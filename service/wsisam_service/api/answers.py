@@ -11,6 +11,7 @@ from starlette.responses import Response
 from wsisam_service.api.bodies import JSON_MEDIA_TYPE, json_response
 from wsisam_service.api.problems import problem_entry
 from wsisam_service.jobs import NO_ADAPTERS, Timings
+from wsisam_service.masks import geojson
 from wsisam_service.segmenting.answers import PromptAnswer, PromptProblem, SegmentAnswer
 from wsisam_service.segmenting.segmenter import MaskFormat
 
@@ -79,4 +80,4 @@ def _result(result: PromptAnswer | PromptProblem, format: MaskFormat) -> dict[st
 def _feature_collection(answer: SegmentAnswer) -> dict[str, Any]:
     """Objects with an outline only: QuPath refuses a Feature without a geometry, and with it the whole file."""
     answered = (result for result in answer.results if isinstance(result, PromptAnswer))
-    return {"type": "FeatureCollection", "features": [r.geojson for r in answered if r.geojson is not None]}
+    return geojson.feature_collection(r.geojson for r in answered if r.geojson is not None)

@@ -17,6 +17,7 @@ from wsisam_service.commands.flags import CACHE_SETTINGS, MODEL_SETTINGS, UsageE
 from wsisam_service.commands.prompt_texts import Prompt, box_prompt, points_prompt, read_prompts
 from wsisam_service.commands.slide_client import RemoteSlide, SlideClient
 from wsisam_service.commands.slide_local import LocalSlide
+from wsisam_service.masks.geojson import feature_collection
 from wsisam_service.segmenting.segmenter import DEFAULT_SIMPLIFY, MAX_PROMPTS
 from wsisam_service.settings import Settings
 
@@ -58,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
         results = _ask(client, prompts, common)
         _tell_what_is_missing(results)
         features = [result["geojson"] for result in results if result.get("geojson")]
-        collection = {"type": "FeatureCollection", "features": features}
+        collection = feature_collection(features)
         if format_ == GEOJSON:
             _write(options.output, orjson.dumps(collection, option=orjson.OPT_APPEND_NEWLINE))
         elif any("problem" in result for result in results):
