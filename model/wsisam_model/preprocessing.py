@@ -43,18 +43,13 @@ def resize_to_model(image: Pixels, config: ModelConfig) -> Pixels:
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
-def to_input(image: Pixels, config: ModelConfig) -> Floats:
-    """The encoder's input, float32 (3, S, S), of a view in uint8 RGB (H, W, 3): resized, normalised, then padded.
-
-    The padding of zeros lies below or on the right. A view of one colour becomes all zeros under min-max.
-    """
-    model_input = np.empty((3, config.image_size, config.image_size), np.float32)
-    write_input(image, config, model_input)
-    return model_input
-
-
 def write_input(image: Pixels, config: ModelConfig, model_input: Floats) -> None:
-    """Write `to_input` of a view into `model_input`, float32 (3, S, S)."""
+    """Write the encoder's input of a view in uint8 RGB (H, W, 3) over `model_input`, float32 (3, S, S): resized,
+    normalised, then padded.
+
+    The padding of zeros lies below or on the right. A view of one colour becomes all zeros under min-max. ValueError
+    for what is no such view.
+    """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
         raise ValueError(f"a view is uint8 (H, W, 3), not {image.dtype} {image.shape}")
     resized = resize_to_model(image, config)
@@ -78,15 +73,15 @@ def _normalisation_tables(resized: Pixels, config: ModelConfig) -> Floats:
     return tables
 
 
-def lr_from_hr(xy: npt.ArrayLike, view_size: tuple[int, int], ratio: int = 2) -> Floats:
-    """HR view pixels (..., 2) to pixels of the concentric LR view of the same size, whose field is `ratio` times wider.
+def lr_from_hr(xy: npt.ArrayLike, view_size: tuple[int, int]) -> Floats:
+    """HR view pixels (..., 2) to pixels of the concentric LR view of the same size, whose field is twice as wide.
 
     The floor is the authors' (METHOD.md 1.3); it is up to a quarter of a pixel off the exact place, and parity needs
     it: leaving it out moves the logits by up to 0.6.
     """
     height, width = view_size
-    offset = np.array([width, height], np.float32) / 2 * (1 - 1 / ratio)
-    mapped: Floats = (np.floor(np.asarray(xy, np.float32) / ratio) + offset).astype(np.float32)
+    offset = np.array([width, height], np.float32) / 4
+    mapped: Floats = (np.floor(np.asarray(xy, np.float32) / 2) + offset).astype(np.float32)
     return mapped
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wsisam_model.checkpoints import AdapterWeights, BaseWeights, load_adapters, load_base_weights, packaged_lite_medsam
-from wsisam_model.config import MODELS, ModelConfig, model_config
+from wsisam_model.config import ModelConfig, model_config
 from wsisam_model.errors import CheckpointError
 from wsisam_model.predictor import Predictor
 
@@ -81,18 +81,6 @@ def base_weights_path(config: ModelConfig, weights: Path | None = None) -> Path:
         f"{published}: the base weights of {config.name} are not installed; get this file from its authors and give "
         "its path, or the folder it lies in, as weights"
     )
-
-
-def available_models(weights: Path | None = None) -> list[str]:
-    """Names of the models whose base weights are found, given the folder `weights`; the files are not opened."""
-    names = []
-    for config in MODELS.values():
-        try:
-            base_weights_path(config, weights)
-        except CheckpointError:
-            continue
-        names.append(config.name)
-    return names
 
 
 def choose_adapters(choice: AdapterChoice, config: ModelConfig, base: BaseWeights) -> AdapterWeights | None:

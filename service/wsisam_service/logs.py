@@ -68,9 +68,9 @@ def _is_worth_a_line(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(("Unsupported upgrade request", "No supported WebSocket library"))
 
 
-def configure_logging(level: int = logging.INFO) -> None:
+def configure_logging() -> None:
     """JSON lines on stderr for this process; uvicorn's own access log is replaced by ours."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     handler.addFilter(_is_worth_a_line)
-    logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

@@ -15,7 +15,7 @@ from wsisam_model import load_model
 from wsisam_model.checkpoints import BaseWeights, load_base_weights, packaged_lite_medsam
 from wsisam_model.config import MODELS, model_config
 from wsisam_model.errors import CheckpointError, UnknownModelError
-from wsisam_model.registry import PUBLISHED_NAMES, available_models, base_weights_path, choose_adapters
+from wsisam_model.registry import PUBLISHED_NAMES, base_weights_path, choose_adapters
 
 LITE, VIT_B = model_config("lite_medsam"), model_config("vit_b")
 NO_BASE = BaseWeights("", {}, {}, {})
@@ -48,12 +48,6 @@ def test_missing_weights_say_which_file_to_get(tmp_path: Path) -> None:
     for weights in (None, tmp_path):
         with pytest.raises(CheckpointError, match=r"^sam_vit_b_01ec64.pth: .* vit_b .*get this file"):
             base_weights_path(VIT_B, weights)
-
-
-def test_available_models_are_those_with_weights(tmp_path: Path) -> None:
-    assert available_models() == ["lite_medsam"]
-    (tmp_path / "mobile_sam.pt").touch()
-    assert available_models(tmp_path) == ["lite_medsam", "vit_tiny"]
 
 
 def test_adapters_are_none_without_a_shipped_file_and_never_random() -> None:

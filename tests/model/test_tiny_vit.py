@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from wsisam_model.config import model_config
 from wsisam_model.image_encoder import TinyViT, load_image_encoder
 from wsisam_model.image_encoder.tiny_vit import Attention, ConvBN, WindowBlock
-from wsisam_model.preprocessing import to_input
+from wsisam_model.preprocessing import write_input
 
 LITE = model_config("lite_medsam")
 TOLERANCE = 1e-4
@@ -97,7 +97,9 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float = TOLERANCE)
 def test_golden_embedding_and_early_feature(lite_medsam: nn.Module, shared: Path, view: str, stride: int) -> None:
     letter, role = view.split("/")
     with np.load(shared / "parity" / "golden.npz") as golden, torch.inference_mode():
-        embedding, early = lite_medsam(torch.from_numpy(to_input(golden[f"{view}_view"], LITE))[None])
+        model_input = np.empty((3, LITE.image_size, LITE.image_size), np.float32)
+        write_input(golden[f"{view}_view"], LITE, model_input)
+        embedding, early = lite_medsam(torch.from_numpy(model_input)[None])
         expected_embedding = torch.from_numpy(golden[f"{letter}/inter/{role}_image_embedding_s{stride}"])
         expected_early = torch.from_numpy(golden[f"{letter}/inter/{role}_early_s{stride}"]).permute(2, 0, 1)
     assert_close(embedding[0, :, ::stride, ::stride], expected_embedding)

@@ -23,7 +23,7 @@ class Estimate:
     high: float
 
 
-def bootstrap(values: Sequence[float], groups: Sequence[Hashable] | None = None, *, seed: int = 0) -> Estimate:
+def bootstrap(values: Sequence[float], groups: Sequence[Hashable] | None = None) -> Estimate:
     """The mean of `values` with its 95 % interval.
 
     Without `groups` single values are resampled. With them whole groups are (patients), each with all its values:
@@ -39,7 +39,7 @@ def bootstrap(values: Sequence[float], groups: Sequence[Hashable] | None = None,
         return Estimate(float(data.mean()), float("nan"), float("nan"))
     unit = np.array([index[name] for name in names])
     sums, counts = np.bincount(unit, data), np.bincount(unit).astype(np.float64)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     drawn = rng.integers(0, len(index), (RESAMPLES, len(index)))
     means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     low, high = np.quantile(means, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))

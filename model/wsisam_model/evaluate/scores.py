@@ -143,16 +143,14 @@ def score_wrong_lr(answers: Answers, cases: Sequence[Case]) -> Iterator[Score]:
         yield _score(asked, WRONG_LR, answers.drawn_by(asked, WRONG_LR), decoded, answers.mask(decoded, asked.sample))
 
 
-def score_clicks(
-    answers: Answers, cases: Iterable[Case], variants: Sequence[str] = VARIANTS, *, with_masks: bool = True
-) -> Iterator[Clicks]:
+def score_clicks(answers: Answers, cases: Iterable[Case], variants: Sequence[str] = VARIANTS) -> Iterator[Clicks]:
     """A user who clicks where the answer is most wrong, from the object's middle on, on the views of one-click `cases`.
-    As `refine` does, each click adds to the earlier ones on the view of the first answer; `with_masks` also gives SAM's
-    logits of the last answer along.
+    As `refine` does, each click adds to the earlier ones on the view of the first answer, with SAM's logits of the last
+    answer.
     """
     for case in cases:
         for variant in variants:
-            values = tuple(_click_through(answers, _in_the_middle(case), variant, with_masks))
+            values = tuple(_click_through(answers, _in_the_middle(case), variant))
             full = values + (values[-1],) * (MAX_CLICKS - len(values))
             yield Clicks(case.sample.object_id, case.sample.dataset, case.sample.group, variant, full)
 
@@ -171,7 +169,7 @@ def _in_the_middle(case: Case) -> Case:
     return replace(asked, wider=replace(case.wider, prompt=wide))
 
 
-def _click_through(answers: Answers, case: Case, variant: str, with_masks: bool) -> Iterator[float]:
+def _click_through(answers: Answers, case: Case, variant: str) -> Iterator[float]:
     asked, decoded, answer = answers.answer(case, variant)
     sample, prompt = asked.sample, replace(asked.prompt, wider=False)
     yield dice(answer, sample.mask)
@@ -181,8 +179,7 @@ def _click_through(answers: Answers, case: Case, variant: str, with_masks: bool)
             return
         place, label = click
         prompt = replace(prompt, points=(*prompt.points, place), labels=(*prompt.labels, label))
-        if with_masks:
-            prompt = replace(prompt, mask_hr=decoded.sam_logits_hr, mask_lr=decoded.sam_logits_lr)
+        prompt = replace(prompt, mask_hr=decoded.sam_logits_hr, mask_lr=decoded.sam_logits_lr)
         decoded = answers.decode(sample, prompt, variant)
         answer = answers.mask(decoded, sample)
         yield dice(answer, sample.mask)

@@ -73,20 +73,13 @@ class _Stamp:
 
 class KeyFile:
     """The keys in a file. Taking a key out of the file ends it; so does losing the file. A file that cannot be
-    understood changes nothing but the log. `clock` gives seconds, `now` the time of day.
+    understood changes nothing but the log. `clock` gives seconds.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
-    ) -> None:
+    def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Raises `KeyFileError` where the file cannot be read or understood."""
         self._path = path
         self._clock = clock
-        self._now = now
         self._stamp = _stamp(path)
         self._told: _Stamp | None = None
         """Of the file that could not be used, where the log has it."""
@@ -107,7 +100,7 @@ class KeyFile:
         for stored in self.keys:  # all of them, so that the time tells nothing
             if hmac.compare_digest(stored.sha256, digest):
                 found = stored
-        if found is None or (found.expires is not None and found.expires <= self._now()):
+        if found is None or (found.expires is not None and found.expires <= datetime.now(UTC)):
             return None
         return found.identity
 

@@ -118,7 +118,7 @@ class Dataset:
                 views = dict.fromkeys(self._training_views(tissue, item, rng, finer))
                 for view in views:
                     sample = tissue.sample(item, view)
-                    if _visible(sample, tissue, view):
+                    if _visible(sample, view):
                         yield sample
 
     def cases(self, kinds: Sequence[str] = KINDS, *, seed: int = 0, finer: bool = False) -> Iterator[Case]:
@@ -279,7 +279,7 @@ def _spread(tissues: Sequence[Tissue], most: int, seed: int) -> set[str]:
     return set(itertools.islice((str(name) for name in turns if name is not None), most))
 
 
-def _visible(sample: Sample, tissue: Tissue, view: View) -> bool:
+def _visible(sample: Sample, view: View) -> bool:
     shown = int(sample.mask.sum()) * view.mpp**2
     return shown >= MIN_VISIBLE * sample.area_um2
 
