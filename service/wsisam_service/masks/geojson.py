@@ -22,6 +22,8 @@ from wsisam_service.errors import InvalidRequest
 from wsisam_service.masks.border import CORNER_DEPTH, Area, along_edges, between_edges
 from wsisam_service.masks.rle import Mask
 
+GivenClass: TypeAlias = str | Mapping[str, object]
+"""A class as a client writes it, as QuPath does: a text, or an object with `name` and `color` (PROTOCOL.md 4.3)."""
 Classification: TypeAlias = str | dict[str, object] | None
 """A class that QuPath reads."""
 
@@ -82,7 +84,7 @@ def feature_collection(members: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return {"type": "FeatureCollection", "features": list(members)}
 
 
-def checked_classification(value: str | Mapping[str, object] | None) -> Classification:
+def checked_classification(value: GivenClass | None) -> Classification:
     """A class that QuPath reads, None for none. A name without a colour gets the null colour that QuPath wants.
 
     Raises `InvalidRequest` for what would make QuPath refuse the whole answer.

@@ -30,7 +30,8 @@ from wsisam_service.jobs import (
     Timings,
 )
 from wsisam_service.masks import rle
-from wsisam_service.sam.outlines import Mask, clip_to_picture, feature
+from wsisam_service.masks.rle import Mask
+from wsisam_service.sam.outlines import clip_to_picture, feature
 from wsisam_service.sam.requests import AutomaskBody
 from wsisam_service.segmenting.offers import ModelOffer
 from wsisam_service.segmenting.slide_views import SlideViews

@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from wsisam_service.masks import geojson
-
-Mask = npt.NDArray[np.bool_]
+from wsisam_service.masks.rle import Mask
 
 
 def clip_to_picture(mask: Mask, origin: tuple[float, float], scale: float, width: int, height: int) -> Mask:

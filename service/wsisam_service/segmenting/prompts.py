@@ -7,7 +7,6 @@ of `views`. Everything a client can get wrong about a prompt is judged here, bef
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,12 +27,11 @@ from wsisam_service.errors import (
 )
 from wsisam_service.jobs import Rle
 from wsisam_service.masks import rle
+from wsisam_service.masks.geojson import GivenClass
 from wsisam_service.views import FINEST_STEP, MAX_OUTSIDE, Box, View, nearest_step, step_mpp, view_for_extent
 
 Units = Literal["px", "um"]
 Frame = Literal["level0", "bounds"]
-Classification = str | Mapping[str, object]
-"""A class as QuPath writes it: a text, or an object with `name` and `color` (PROTOCOL.md 4.3)."""
 Point = tuple[float, float]
 
 MASK_LOGIT = 10.0
@@ -63,7 +61,7 @@ class PromptSpec:
     points: tuple[tuple[float, float, float], ...] = ()
     mask: MaskSpec | None = None
     refine: str | None = None
-    classification: Classification | None = None
+    classification: GivenClass | None = None
 
     def kinds(self) -> frozenset[PromptKind]:
         """What models name as trained for."""
