@@ -14,7 +14,7 @@ from typing import Any
 
 from wsisam_service import bench
 from wsisam_service.commands.flags import MODEL_SETTINGS, UsageError, add_settings, flags_of, settings_of
-from wsisam_service.commands.info import open_slide_file
+from wsisam_service.commands.slide_local import open_slide_file
 from wsisam_service.slides.write import write_pyramid
 
 TISSUE_MPP = 0.5

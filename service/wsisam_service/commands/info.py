@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from wsisam_model.config import model_config
-from wsisam_service.commands.flags import UsageError, add_settings, settings_of
-from wsisam_service.slides.catalogue import Catalogue
+from wsisam_service.commands.flags import add_settings, settings_of
+from wsisam_service.commands.slide_local import open_slide_file
 from wsisam_service.slides.slide import Slide
 
 
@@ -29,22 +29,6 @@ def run(options: argparse.Namespace) -> int:
     for warning in warnings:
         print(f"{'warning':<12} {warning}")
     return 0
-
-
-def open_slide_file(path: Path) -> Slide:
-    """The slide in this file or folder of DICOM; raises `UsageError` where there is none, and what the catalogue
-    raises.
-    """
-    if not path.exists():
-        raise UsageError(f"there is no file {path}")
-    listed = Catalogue([str(path)]).list().slides
-    if not listed:
-        raise UsageError(f"{path} is not named like a slide")
-    if len(listed) > 1:
-        raise UsageError(f"{path} holds {len(listed)} slides; name one of them")
-    if listed[0].slide is None:
-        raise UsageError(f"{path}: {listed[0].problem}")
-    return listed[0].slide
 
 
 def _facts(slide: Slide) -> list[tuple[str, str]]:

@@ -14,13 +14,30 @@ from wsisam_service.api.answers import segment_document
 from wsisam_service.api.bodies import parse_body, to_json
 from wsisam_service.api.problems import problem_entry
 from wsisam_service.api.schemas import ResultBody, SegmentBody
-from wsisam_service.commands.info import open_slide_file
+from wsisam_service.commands.flags import UsageError
 from wsisam_service.jobs import Executor, Timings
 from wsisam_service.segmenting.answers import EveryPromptFailed
 from wsisam_service.segmenting.results import Results
 from wsisam_service.segmenting.segmenter import Segmenter
 from wsisam_service.settings import Settings
+from wsisam_service.slides.catalogue import Catalogue
 from wsisam_service.slides.slide import Slide
+
+
+def open_slide_file(path: Path) -> Slide:
+    """The slide in this file or folder of DICOM; raises `UsageError` where there is none, and what the catalogue
+    raises.
+    """
+    if not path.exists():
+        raise UsageError(f"there is no file {path}")
+    listed = Catalogue([str(path)]).list().slides
+    if not listed:
+        raise UsageError(f"{path} is not named like a slide")
+    if len(listed) > 1:
+        raise UsageError(f"{path} holds {len(listed)} slides; name one of them")
+    if listed[0].slide is None:
+        raise UsageError(f"{path}: {listed[0].problem}")
+    return listed[0].slide
 
 
 class LocalSlide:
