@@ -20,7 +20,7 @@ import numpy as np
 import skimage.data
 from warm_clicks import at_once, click_ms
 
-from wsisam_service.bench import boxes, running_service
+from wsisam_service.commands.click_costs import boxes, running_service
 from wsisam_service.commands.slide_local import open_slide_file
 from wsisam_service.slides.write import write_pyramid
 

@@ -290,7 +290,7 @@ def service(report: Report, bench: Bench, folder: Path, flags: Sequence[str]) ->
     """Clicks in process and over HTTP: warm, cold at places of their own, and of many clients at once."""
     from warm_clicks import at_once, click_ms, clicks
 
-    from wsisam_service.bench import boxes
+    from wsisam_service.commands.click_costs import boxes
 
     rounds, clients = (3, 2) if bench.small else (100, CLIENTS)
     with clicks(bench.best, folder, flags, tiles=8) as clicked:

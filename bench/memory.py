@@ -25,7 +25,7 @@ from tqdm import tqdm
 from wsisam_model.config import model_config
 from wsisam_model.registry import base_weights_path
 from wsisam_service.assembly import REFINE_MEMORY_BYTES
-from wsisam_service.bench import announced_url, boxes, wait_ready
+from wsisam_service.commands.click_costs import announced_url, boxes, wait_ready
 from wsisam_service.commands.slide_local import open_slide_file
 from wsisam_service.settings import MIB, load_settings
 from wsisam_service.slides.write import write_pyramid

@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "service"
 from dicom_slides import JPEG, Shape, write_slide
 from orthanc import Orthanc
 
-from wsisam_service.bench import boxes, running_service
+from wsisam_service.commands.click_costs import boxes, running_service
 from wsisam_service.commands.slide_local import open_slide_file
 from wsisam_service.dicom.pacs_settings import PacsSettings
 from wsisam_service.dicom.web import DicomWeb

@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from wsisam_service.bench import announced_url, wait_ready
+from wsisam_service.commands.click_costs import announced_url, wait_ready
 
 
 def start(flags: list[str]) -> dict[str, float]:

@@ -16,7 +16,7 @@ from stages import Action
 
 from wsisam_model.predictor import Predictor
 from wsisam_service.assembly import build_executor
-from wsisam_service.bench import running_service
+from wsisam_service.commands.click_costs import running_service
 from wsisam_service.execution.backend import PredictorBackend
 from wsisam_service.jobs import Timings
 from wsisam_service.segmenting.prompts import PromptSpec

@@ -13,3 +13,10 @@ def test_importing_the_application_and_the_command_line_imports_no_torch() -> No
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
+
+
+def test_of_the_model_the_application_imports_what_the_architecture_names() -> None:
+    code = "import sys, wsisam_service.app; print(*(m for m in sys.modules if m.startswith('wsisam_model.')))"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    named = {"config", "errors", "prompts", "point_box", "quality"}
+    assert set(answer.stdout.split()) == {f"wsisam_model.{module}" for module in named}

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from wsisam_service import bench
+from wsisam_service.commands import click_costs
 from wsisam_service.commands.flags import MODEL_SETTINGS, UsageError, add_settings, flags_of, settings_of
 from wsisam_service.commands.slide_local import open_slide_file
 from wsisam_service.slides.write import write_pyramid
@@ -41,9 +41,9 @@ def run(options: argparse.Namespace) -> int:
         path = options.slide or _tiled_tissue(Path(folder))
         predictor = load_model(settings.model, **model)
         peer = load_model(settings.model, **(model | {"engine": "torch", "precision": "float32"}))
-        with bench.running_service(path, flags_of(settings, MODEL_SETTINGS)) as url:
+        with click_costs.running_service(path, flags_of(settings, MODEL_SETTINGS)) as url:
             load_before = os.getloadavg()[0]
-            figures = bench.measure(
+            figures = click_costs.measure(
                 predictor, peer, open_slide_file(path), url, rounds=options.rounds, settings=settings
             )
     adapters = "none" if predictor.adapters is None else predictor.adapters.name
@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
         "cores": os.cpu_count(),
         "load": [load_before, os.getloadavg()[0]],
     }
-    quantiles = {name: bench.Quantiles.of(samples) for name, samples in figures.items()}
+    quantiles = {name: click_costs.Quantiles.of(samples) for name, samples in figures.items()}
     _print(about, quantiles)
     if options.json:
         document = {"about": about, "ms": figures, "quantiles": {name: asdict(q) for name, q in quantiles.items()}}
@@ -79,11 +79,11 @@ def _tiled_tissue(folder: Path) -> Path:
     return path
 
 
-def _print(about: Mapping[str, Any], quantiles: Mapping[str, bench.Quantiles]) -> None:
+def _print(about: Mapping[str, Any], quantiles: Mapping[str, click_costs.Quantiles]) -> None:
     print(", ".join(f"{name} {value}" for name, value in about.items()))
     print(f"\n{'milliseconds':<34}{'p50':>9}{'p95':>9}{'min':>9}")
     for name, quantile in quantiles.items():
         print(f"{name:<34}{quantile.p50:9.1f}{quantile.p95:9.1f}{quantile.minimum:9.1f}")
     print(f"\n{'ratio of medians':<34}{'measured':>9}{'at most':>9}")
-    for name, (measured, most) in bench.ratios(quantiles).items():
+    for name, (measured, most) in click_costs.ratios(quantiles).items():
         print(f"{name:<34}{measured:9.3f}{most:9.3f}")
