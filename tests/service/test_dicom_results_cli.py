@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def folder(slides: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assembly, "load_backend", lambda settings: None)
+    monkeypatch.setattr(assembly, "load_backend", lambda settings: SimpleNamespace(warnings=()))
     monkeypatch.setattr(assembly, "build_executor", lambda settings, backend: NumpyExecutor())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -79,5 +80,8 @@ class LocalSlide:
     async def _load(self) -> None:
         from wsisam_service.assembly import build_executor, load_backend
 
-        self._executor = build_executor(self._settings, load_backend(self._settings))
+        backend = load_backend(self._settings)
+        for warning in backend.warnings:
+            print(f"wsisam: warning: {warning}", file=sys.stderr)
+        self._executor = build_executor(self._settings, backend)
         self._segmenter = Segmenter(self._executor, self._settings)
