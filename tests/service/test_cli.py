@@ -21,7 +21,7 @@ from wsisam_service import assembly, cli
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands run with the numpy stand-in in place of a model."""
-    monkeypatch.setattr(assembly, "load_backend", lambda settings: SimpleNamespace(warnings=["it is slower today"]))
+    monkeypatch.setattr(assembly, "load_backend", lambda settings: SimpleNamespace(warnings=()))
     monkeypatch.setattr(assembly, "build_executor", lambda settings, backend: NumpyExecutor())
     monkeypatch.delenv("WSISAM_SLIDES", raising=False)
 
@@ -151,9 +151,15 @@ def test_segment_writes_a_collection_that_carries_ids_and_classes_over(
 
 def test_segment_writes_to_standard_output(slide: str, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     assert cli.main(["segment", slide, "--points", "700,500,1 900,500,0"]) == 0
-    told = capfdbinary.readouterr()
-    assert len(json.loads(told.out)["features"]) == 1
-    assert told.err.splitlines() == [b"wsisam: warning: it is slower today"]
+    assert len(json.loads(capfdbinary.readouterr().out)["features"]) == 1
+
+
+def test_segment_tells_what_the_engine_warns_of(
+    slide: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(assembly, "load_backend", lambda settings: SimpleNamespace(warnings=["it is slower today"]))
+    assert cli.main(["segment", slide, "--points", "700,500,1"]) == 0
+    assert capsys.readouterr().err.splitlines() == ["wsisam: warning: it is slower today"]
 
 
 def test_many_prompts_go_in_several_requests(slide: str, tmp_path: Path) -> None:
