@@ -33,7 +33,7 @@ from wsisam_service.segmenting.prompts import (
     plan_view,
     request_frame,
 )
-from wsisam_service.views import MAX_OUTSIDE, View
+from wsisam_service.views import FINEST_STEP, MAX_OUTSIDE, View, step_mpp
 
 SIZE = (20_000, 10_000)
 LEVEL0 = RequestFrame(1.0, 0.0, 0.0)
@@ -78,6 +78,10 @@ FULL = np.ones((4, 4), bool)
 def test_each_mistake_has_its_error(spec: PromptSpec, error: type[ServiceError]) -> None:
     with pytest.raises(error):
         judge(spec, LEVEL0, SIZE)
+
+
+def test_as_many_points_as_a_prompt_may_have_are_taken() -> None:
+    assert len(judge(PromptSpec(points=((5, 5, 1),) * MAX_POINTS), LEVEL0, SIZE).positive) == MAX_POINTS
 
 
 numbers = st.floats(allow_nan=True, allow_infinity=True) | st.floats(-100, 30_000)
@@ -157,22 +161,24 @@ def test_a_view_almost_wholly_outside_is_refused() -> None:
         plan_view(point, stamp, 0.5, CONFIG, mpp=64)
 
 
-def test_a_mask_lands_on_the_view_where_it_was_drawn() -> None:
+@pytest.mark.parametrize(("row", "column"), [(5, 2), (0, 0)])
+def test_a_mask_lands_on_the_view_where_it_was_drawn(row: int, column: int) -> None:
     view = View(256, 1, 400, 400, 0.5)
     x0, y0 = view.origin_level0
     mask = np.zeros((20, 10), bool)
-    mask[5:15, 2:8] = True
+    mask[row:15, column:8] = True
     spec = PromptSpec(mask=mask_spec(mask, x0 + 64, y0 + 32, 100, 100))
     target = judge(spec, LEVEL0, SIZE)
     logits = target.prompt(view).mask_hr
     assert logits is not None
     assert logits.dtype == np.float32
     assert set(np.unique(logits)) == {-10.0, 10.0}
-    # one view pixel is one level-0 pixel here: columns 64 + 20 to 64 + 80, rows 32 + 25 to 32 + 75
+    # one view pixel is one level-0 pixel here, of the mask 10 x 5: columns up to 64 + 80, rows up to 32 + 75
     expected = np.zeros((256, 256), bool)
-    expected[57:107, 84:144] = True
+    top, left = 32 + 5 * row, 64 + 10 * column
+    expected[top:107, left:144] = True
     np.testing.assert_array_equal(logits > 0, expected)
-    assert target.extent() == (x0 + 84, y0 + 57, x0 + 144, y0 + 107)
+    assert target.extent() == (x0 + left, y0 + top, x0 + 144, y0 + 107)
 
 
 def test_a_judged_mask_takes_no_more_memory_than_its_text() -> None:
@@ -187,11 +193,12 @@ def test_a_judged_mask_takes_no_more_memory_than_its_text() -> None:
     assert held < 100_000
 
 
-def test_a_click_on_a_small_picture_takes_a_finer_view() -> None:
-    stamp = (100, 100)
-    point = judge(PromptSpec(points=((50, 50, 1),)), LEVEL0, stamp)
+@pytest.mark.parametrize(("side", "mpp"), [(100, CONFIG.point_mpp / 2), (20, step_mpp(FINEST_STEP))])
+def test_a_click_on_a_small_picture_takes_a_finer_view(side: int, mpp: float) -> None:
+    stamp = (side, side)
+    point = judge(PromptSpec(points=((side / 2, side / 2, 1),)), LEVEL0, stamp)
     view = plan_view(point, stamp, 0.25, CONFIG, mpp=None)
-    assert view.mpp == CONFIG.point_mpp / 2
+    assert view.mpp == mpp
     assert view.outside_fraction(*stamp) <= MAX_OUTSIDE
 
 
