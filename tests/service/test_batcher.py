@@ -12,7 +12,7 @@ import pytest
 
 from wsisam_service.errors import Overloaded, WorkerUnavailable
 from wsisam_service.execution import batcher as batcher_module
-from wsisam_service.execution.batcher import BROKEN_AFTER, Answer, Batcher, Lane
+from wsisam_service.execution.batcher import BROKEN_AFTER, Answer, Batcher, DeviceQueue
 from wsisam_service.logs import RequestIds, current_request
 
 TIMEOUT_S = 20.0
@@ -29,7 +29,7 @@ class Device:
         self.release = threading.Event()
         self.trouble: Callable[[Sequence[int]], None] = lambda items: None
 
-    def lane(self, kind: str, max_batch: int = 8) -> Lane[int, int]:
+    def queue(self, kind: str, max_batch: int = 8) -> DeviceQueue[int, int]:
         def run(group: str, items: Sequence[int]) -> list[int]:
             self.calls.append((kind, group, list(items)))
             self.busy.set()
@@ -37,7 +37,7 @@ class Device:
             self.trouble(items)
             return [item * item for item in items]
 
-        return Lane(kind, run, max_batch=max_batch)
+        return DeviceQueue(kind, run, max_batch=max_batch)
 
 
 class Clock:
@@ -54,12 +54,12 @@ class Clock:
 
 
 class Bench:
-    """A batcher of a decode and an encode lane whose device is busy with item 0 of the encode lane."""
+    """A batcher of a decode and an encode queue whose device is busy with item 0 of the encode queue."""
 
     def __init__(self, limit: int = 100) -> None:
         self.device = Device()
         self.freed = 0
-        self.decodes, self.encodes = self.device.lane("decode"), self.device.lane("encode")
+        self.decodes, self.encodes = self.device.queue("decode"), self.device.queue("encode")
         limits = {"decode": limit, "encode": limit}
         self.batcher = Batcher([self.decodes, self.encodes], limits=limits, free_memory=self._free)
         self.first = self.batcher.submit(self.encodes, "m", [0])
@@ -135,7 +135,7 @@ def test_a_click_waits_for_one_item_of_each_large_request_and_not_for_all_of_it(
     assert order == [10, 20, 1, 2, 11, 21, 3, 12, 22, 13, 23, 14, 24, 15]
 
 
-def test_a_batch_is_of_one_model_and_of_the_lanes_size(bench: Bench) -> None:
+def test_a_batch_is_of_one_model_and_of_the_queues_size(bench: Bench) -> None:
     futures = [bench.batcher.submit(bench.decodes, "ab"[item % 2], [item])[0] for item in range(20)]
     bench.device.release.set()
     assert results(futures) == [item * item for item in range(20)]
@@ -158,14 +158,14 @@ def test_an_answered_item_is_let_go_at_once_and_not_by_the_collector() -> None:
     class Pixels:
         pass
 
-    lane = Lane[Pixels, Pixels]("encode", lambda _, items: items, max_batch=1)
-    batcher = Batcher([lane], limits={"encode": 1}, free_memory=lambda: None)
+    queue = DeviceQueue[Pixels, Pixels]("encode", lambda _, items: items, max_batch=1)
+    batcher = Batcher([queue], limits={"encode": 1}, free_memory=lambda: None)
     gc.disable()
     try:
-        (future,) = batcher.submit(lane, "m", [Pixels()])
+        (future,) = batcher.submit(queue, "m", [Pixels()])
         item = weakref.ref(future.result(TIMEOUT_S).result)
         del future
-        batcher.submit(lane, "m", [Pixels()])[0].result(TIMEOUT_S)  # so the thread is done with the call before
+        batcher.submit(queue, "m", [Pixels()])[0].result(TIMEOUT_S)  # so the thread is done with the call before
         assert item() is None
     finally:
         gc.enable()
@@ -185,8 +185,8 @@ def test_one_bad_item_does_not_fail_the_others(bench: Bench) -> None:
 
 
 def test_too_few_results_fail_their_batch_and_nobody_gets_anothers(bench: Bench) -> None:
-    short: Lane[int, int] = Lane("decode", lambda group, items: [], max_batch=8)
-    bench.batcher._lanes = (short,)
+    short: DeviceQueue[int, int] = DeviceQueue("decode", lambda group, items: [], max_batch=8)
+    bench.batcher._queues = (short,)
     futures = bench.batcher.submit(short, "m", [1, 2])
     bench.device.release.set()
     assert all(isinstance(future.exception(TIMEOUT_S), RuntimeError) for future in futures)

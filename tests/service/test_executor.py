@@ -699,7 +699,7 @@ async def test_one_view_and_one_box_are_enough_to_warm_up(rig: Rig) -> None:
 async def test_graphs_are_captured_before_the_first_click_for_all_sizes_that_clients_lead_to(rig: Rig) -> None:
     rig.model.captures_graphs = True
     await rig.executor.warm_up()
-    sizes = {"encode": (4, 2, 1), "decode": (16, 8, 4, 2, 1)}  # as many as the lanes take at once
+    sizes = {"encode": (4, 2, 1), "decode": (16, 8, 4, 2, 1)}  # as many as the queues take at once
     assert rig.model.calls == [(kind, size) for kind, some in sizes.items() for size in some]
 
 

@@ -1,8 +1,8 @@
 """One thread owns the device; what waits when the device is free goes together in one call.
 
-There is no timer: a lone item starts at once on an idle device, and batches form by themselves while it is busy. Lanes
-are served in order, so decodes overtake encodes; but now and then a lane that has waited has its turn, or decodes
-without end would leave no encode done. Within a lane the requests that wait take turns, one item each, so
+There is no timer: a lone item starts at once on an idle device, and batches form by themselves while it is busy. Queues
+are served in order, so decodes overtake encodes; but now and then a queue that has waited has its turn, or decodes
+without end would leave no encode done. Within a queue the requests that wait take turns, one item each, so
 that a click waits for a few items of a large request and not for all of it. Admission is a count of work taken in and
 not yet answered, checked at the door (DESIGN section 8).
 """
@@ -34,7 +34,7 @@ _Result = TypeVar("_Result")
 _SMOOTHING = 0.2
 """Weight of the newest batch in the measured seconds per item."""
 PATIENCE, MIN_PATIENCE_S = 4, 0.5
-"""A lane waits for those before it as long as this many of its own calls take, and at least so long: a fifth of a busy
+"""A queue waits for those before it as long as this many of its own calls take, and at least so long: a fifth of a busy
 device at most is its own.
 """
 BROKEN_AFTER = 3
@@ -62,7 +62,7 @@ class _Waiting(Generic[_Item, _Result]):
     turn: int = 0
 
 
-class Lane(Generic[_Item, _Result]):
+class DeviceQueue(Generic[_Item, _Result]):
     """One kind of device work. `run(group, items)` is called in the device's thread with items of one group (a model)
     and gives as many results, in order; `seconds` observes how long each call took.
     """
@@ -94,7 +94,7 @@ class Lane(Generic[_Item, _Result]):
         since = max(self._ended, min(entry.submitted for entry in self.waiting))
         return now - since > max(MIN_PATIENCE_S, PATIENCE * call_s)
 
-    def queue(self, entries: Sequence[_Waiting[_Item, _Result]], request: str) -> None:
+    def add(self, entries: Sequence[_Waiting[_Item, _Result]], request: str) -> None:
         """Let `entries` of `request` wait, each in its turn."""
         self._last_turns = {name: turn for name, turn in self._last_turns.items() if turn > self._turn}
         for turn, entry in enumerate(entries, 1 + self._last_turns.get(request, self._turn)):
@@ -130,14 +130,14 @@ class Lane(Generic[_Item, _Result]):
 
 
 class Batcher:
-    """Runs the lanes' work: the first lane first, overdue ones in between. `limits` bounds admitted work of each kind;
+    """Runs the queues' work: the first one first, overdue ones in between. `limits` bounds admitted work of each kind;
     `free_memory` lets go of device memory when a call ran out of it.
     """
 
     def __init__(
-        self, lanes: Sequence[Lane[Any, Any]], *, limits: Mapping[str, int], free_memory: Callable[[], None]
+        self, queues: Sequence[DeviceQueue[Any, Any]], *, limits: Mapping[str, int], free_memory: Callable[[], None]
     ) -> None:
-        self._lanes = tuple(lanes)
+        self._queues = tuple(queues)
         self._limits = dict(limits)
         self._free_memory = free_memory
         self._admitted = dict.fromkeys(limits, 0)
@@ -169,19 +169,21 @@ class Batcher:
                 self._admitted[kind] -= count
             metrics.INFLIGHT.labels(kind=kind).dec(count)
 
-    def submit(self, lane: Lane[_Item, _Result], group: str, items: Sequence[_Item]) -> list[Future[Answer[_Result]]]:
+    def submit(
+        self, queue: DeviceQueue[_Item, _Result], group: str, items: Sequence[_Item]
+    ) -> list[Future[Answer[_Result]]]:
         """Queue `items`, one future each. Cancelling a future before its call starts drops its item."""
         now = time.perf_counter()
         entries = [_Waiting[_Item, _Result](group, item, Future(), now) for item in items]
         with self._changed:
             if self._stopped is not None:
                 raise WorkerUnavailable(self._stopped)
-            lane.queue(entries, request_id())
-            self._report_depth(lane)
+            queue.add(entries, request_id())
+            self._report_depth(queue)
             self._changed.notify()
         for entry in entries:
             # Without the entry, which holds the future: in a circle both would keep their views' megabytes.
-            entry.future.add_done_callback(partial(self._forget, lane))
+            entry.future.add_done_callback(partial(self._forget, queue))
         return [entry.future for entry in entries]
 
     def close(self) -> None:
@@ -190,16 +192,16 @@ class Batcher:
         self._thread.join()
 
     def _retry_after_s(self) -> int:
-        seconds = sum(self._admitted.get(lane.kind, 0) * lane.seconds_per_item for lane in self._lanes)
+        seconds = sum(self._admitted.get(queue.kind, 0) * queue.seconds_per_item for queue in self._queues)
         return max(1, math.ceil(seconds))
 
-    def _forget(self, lane: Lane[_Item, _Result], future: Future[Answer[_Result]]) -> None:
+    def _forget(self, queue: DeviceQueue[_Item, _Result], future: Future[Answer[_Result]]) -> None:
         """Drop an item whose caller left while it waited."""
         if not future.cancelled():
             return
         with self._changed:
-            lane.waiting = deque(entry for entry in lane.waiting if entry.future is not future)
-            self._report_depth(lane)
+            queue.waiting = deque(entry for entry in queue.waiting if entry.future is not future)
+            self._report_depth(queue)
 
     def _serve(self) -> None:
         """The device's thread."""
@@ -218,92 +220,94 @@ class Batcher:
         work = self._next()
         if work is None:
             return False
-        lane, batch = work
+        queue, batch = work
         try:
-            self._run(lane, batch)
+            self._run(queue, batch)
         finally:
             # Nothing that goes wrong, not even what `Exception` does not cover, may leave a caller hanging.
             _fail(batch, WorkerUnavailable("the device's thread has stopped"))
         return True
 
-    def _next(self) -> tuple[Lane[Any, Any], list[_Waiting[Any, Any]]] | None:
-        """The next batch of an overdue lane, else of the first that has one; waits for work. None when stopped."""
+    def _next(self) -> tuple[DeviceQueue[Any, Any], list[_Waiting[Any, Any]]] | None:
+        """The next batch of an overdue queue, else of the first that has one; waits for work. None when stopped."""
         with self._changed:
             while self._stopped is None:
                 now = time.perf_counter()
-                for lane in (*(lane for lane in self._lanes[1:] if lane.overdue(now)), *self._lanes):
-                    batch = lane.take()
-                    self._report_depth(lane)
+                for queue in (*(queue for queue in self._queues[1:] if queue.overdue(now)), *self._queues):
+                    batch = queue.take()
+                    self._report_depth(queue)
                     if batch:
-                        return lane, batch
+                        return queue, batch
                 self._changed.wait()
         return None
 
-    def _run(self, lane: Lane[_Item, _Result], batch: list[_Waiting[_Item, _Result]]) -> None:
+    def _run(self, queue: DeviceQueue[_Item, _Result], batch: list[_Waiting[_Item, _Result]]) -> None:
         """One call, answered; where it fails, its items again in smaller calls so that only the bad one fails."""
         started = time.perf_counter()
         try:
-            results = lane.run(batch[0].group, [entry.item for entry in batch])
+            results = queue.run(batch[0].group, [entry.item for entry in batch])
             if len(results) != len(batch):
-                raise RuntimeError(f"{len(results)} results for {len(batch)} {lane.kind} items")
+                raise RuntimeError(f"{len(results)} results for {len(batch)} {queue.kind} items")
         except Exception as error:
-            self._run_again(lane, batch, error)
+            self._run_again(queue, batch, error)
             return
         ended = time.perf_counter()
         self._device_errors = 0
-        lane.measured(ended - started, len(batch))
+        queue.measured(ended - started, len(batch))
         for entry, result in zip(batch, results, strict=True):
             entry.future.set_result(Answer(result, entry.submitted, started, ended))
 
-    def _run_again(self, lane: Lane[_Item, _Result], batch: list[_Waiting[_Item, _Result]], error: Exception) -> None:
+    def _run_again(
+        self, queue: DeviceQueue[_Item, _Result], batch: list[_Waiting[_Item, _Result]], error: Exception
+    ) -> None:
         if is_out_of_memory(error):
-            self._run_with_less_memory(lane, batch, error)
+            self._run_with_less_memory(queue, batch, error)
             return
         self._device_errors += is_device_error(error)
         if len(batch) == 1:
             batch[0].future.set_exception(error)
         else:
-            _log.warning("a %s batch of %d failed, trying its items singly: %r", lane.kind, len(batch), error)
+            _log.warning("a %s batch of %d failed, trying its items singly: %r", queue.kind, len(batch), error)
             for entry in batch:
-                self._run(lane, [entry])
+                self._run(queue, [entry])
 
     def _run_with_less_memory(
-        self, lane: Lane[_Item, _Result], batch: list[_Waiting[_Item, _Result]], error: Exception
+        self, queue: DeviceQueue[_Item, _Result], batch: list[_Waiting[_Item, _Result]], error: Exception
     ) -> None:
-        """Free what can be freed and go on with halves; the lane keeps to the smaller batches."""
-        _log.warning("out of device memory in a %s batch of %d", lane.kind, len(batch))
+        """Free what can be freed and go on with halves; the queue keeps to the smaller batches."""
+        _log.warning("out of device memory in a %s batch of %d", queue.kind, len(batch))
         self._free_memory()
         half = len(batch) // 2
         if half:
-            lane.max_batch = max(1, min(lane.max_batch, half))
-            self._run(lane, batch[:half])
-            self._run(lane, batch[half:])
+            queue.max_batch = max(1, min(queue.max_batch, half))
+            self._run(queue, batch[:half])
+            self._run(queue, batch[half:])
             return
         try:
-            self._run_single(lane, batch[0])
+            self._run_single(queue, batch[0])
         except Exception as again:
             refused = Overloaded("the device is out of memory", retry_after_s=1) if is_out_of_memory(again) else again
             refused.__cause__ = error
             batch[0].future.set_exception(refused)
 
-    def _run_single(self, lane: Lane[_Item, _Result], entry: _Waiting[_Item, _Result]) -> None:
+    def _run_single(self, queue: DeviceQueue[_Item, _Result], entry: _Waiting[_Item, _Result]) -> None:
         started = time.perf_counter()
-        (result,) = lane.run(entry.group, [entry.item])
+        (result,) = queue.run(entry.group, [entry.item])
         self._device_errors = 0
         entry.future.set_result(Answer(result, entry.submitted, started, time.perf_counter()))
 
     def _stop(self, reason: str) -> None:
         with self._changed:
             self._stopped = self._stopped or reason
-            left = [entry for lane in self._lanes for entry in lane.waiting]
-            for lane in self._lanes:
-                lane.waiting.clear()
-                self._report_depth(lane)
+            left = [entry for queue in self._queues for entry in queue.waiting]
+            for queue in self._queues:
+                queue.waiting.clear()
+                self._report_depth(queue)
             self._changed.notify()
         _fail([entry for entry in left if entry.future.set_running_or_notify_cancel()], WorkerUnavailable(reason))
 
-    def _report_depth(self, lane: Lane[Any, Any]) -> None:
-        metrics.QUEUE_DEPTH.labels(kind=lane.kind).set(len(lane.waiting))
+    def _report_depth(self, queue: DeviceQueue[Any, Any]) -> None:
+        metrics.QUEUE_DEPTH.labels(kind=queue.kind).set(len(queue.waiting))
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -22,13 +22,13 @@ from wsisam_model.prompts import Prompt
 from wsisam_service import metrics
 from wsisam_service.errors import NotReady, Overloaded, RefineExpired, ServiceError, UnknownModel
 from wsisam_service.execution.backend import AdapterFacts, Backend, Decoded, DecodeItem, E, V
-from wsisam_service.execution.batcher import Answer, Batcher, Lane
+from wsisam_service.execution.batcher import Answer, Batcher, DeviceQueue
 from wsisam_service.execution.device_cache import DeviceCache, ReadyView
 from wsisam_service.execution.facts import executor_facts
 from wsisam_service.execution.memory import give_back
 from wsisam_service.execution.postprocess import draw, touched_borders
 from wsisam_service.execution.refine import RefineState, RefineStates
-from wsisam_service.execution.view_loader import ViewLoader, backend_of, encode_lane, load_lane
+from wsisam_service.execution.view_loader import ViewLoader, backend_of, encode_queue, load_queue
 from wsisam_service.jobs import (
     DEFAULT_ADAPTERS,
     NO_ADAPTERS,
@@ -48,7 +48,7 @@ R = TypeVar("R")
 
 CAPTURED_SIZES = (32, 16, 8, 4, 2, 1)
 """Items of the calls that capture graphs before the first click: up to a lone click of each of 16 clients, which is
-decoded in two readings. The largest first, whose memory the others share; every lane takes the last.
+decoded in two readings. The largest first, whose memory the others share; every queue takes the last.
 """
 LOOKS_AT_A_TIME = 100
 """For views, before others have their turn: about a millisecond."""
@@ -91,9 +91,9 @@ class LocalExecutor(Generic[E, V]):
     ) -> None:
         self._backends = {backend.config.name: backend for backend in backends}
         self._cache: DeviceCache[V] = DeviceCache(l1_bytes)
-        self._decodes = _decode_lane(self._backends, max_batch=decode_batch)
-        self._loads = load_lane(self._backends, max_batch=encode_batch)
-        self._encodes = encode_lane(self._backends, max_batch=encode_batch)
+        self._decodes = _decode_queue(self._backends, max_batch=decode_batch)
+        self._loads = load_queue(self._backends, max_batch=encode_batch)
+        self._encodes = encode_queue(self._backends, max_batch=encode_batch)
         self._batcher = Batcher(
             [self._decodes, self._loads, self._encodes],
             limits={self._decodes.kind: max_decodes, self._encodes.kind: max_encodes},
@@ -217,8 +217,8 @@ class LocalExecutor(Generic[E, V]):
                 lr = ready.view if adapters is not None and adapters.uses_lr else None
                 called = None if adapters is None else adapters.name
                 await self._called_with(self._decodes, name, DecodeItem(ready.view, lr, box, adapters=called), sizes)
-        for lane in (self._encodes, self._decodes):
-            lane.seconds_per_item = 0.0  # the first call is no measure of those to come
+        for queue in (self._encodes, self._decodes):
+            queue.seconds_per_item = 0.0  # the first call is no measure of those to come
         await asyncio.to_thread(give_back)
         if self._store.shared and self._following is None:
             by_others = partial(self._store.purges_since, by_others=True)
@@ -235,11 +235,11 @@ class LocalExecutor(Generic[E, V]):
         await self._refine.aclose()
         self._pool.shutdown()
 
-    async def _called_with(self, lane: Lane[T, R], model: str, item: T, sizes: Sequence[int]) -> R:
-        """The result of `item`, after calls with as many of it as those of `sizes` that the lane takes at once."""
+    async def _called_with(self, queue: DeviceQueue[T, R], model: str, item: T, sizes: Sequence[int]) -> R:
+        """The result of `item`, after calls with as many of it as those of `sizes` that the queue takes at once."""
         for size in sizes:
-            if size <= lane.max_batch:
-                first, *others = self._batcher.submit(lane, model, [item] * size)
+            if size <= queue.max_batch:
+                first, *others = self._batcher.submit(queue, model, [item] * size)
                 await asyncio.gather(*map(asyncio.wrap_future, others))
                 result = (await asyncio.wrap_future(first)).result
         return result
@@ -400,10 +400,10 @@ def _adapters_of(backend: Backend[Any, Any]) -> list[AdapterFacts]:
     return [*([] if backend.adapters is None else [backend.adapters]), *backend.own_adapters]
 
 
-def _decode_lane(backends: Mapping[str, Backend[E, V]], *, max_batch: int) -> Lane[DecodeItem[V], Decoded]:
+def _decode_queue(backends: Mapping[str, Backend[E, V]], *, max_batch: int) -> DeviceQueue[DecodeItem[V], Decoded]:
     """Device work that answers prompts."""
 
     def run(model: str, items: Sequence[DecodeItem[V]]) -> Sequence[Decoded]:
         return backends[model].decode(items)
 
-    return Lane("decode", run, max_batch=max_batch, seconds=metrics.DECODE_SECONDS)
+    return DeviceQueue("decode", run, max_batch=max_batch, seconds=metrics.DECODE_SECONDS)

@@ -13,7 +13,7 @@ from typing import Any, Generic
 from wsisam_service import metrics
 from wsisam_service.errors import Overloaded, UnknownModel
 from wsisam_service.execution.backend import Backend, E, V
-from wsisam_service.execution.batcher import Batcher, Lane
+from wsisam_service.execution.batcher import Batcher, DeviceQueue
 from wsisam_service.execution.device_cache import DeviceCache, ReadyView
 from wsisam_service.execution.tasks import all_ended
 from wsisam_service.jobs import CacheTier, PixelsNeeded, PixelSource, Timings, ViewPixels
@@ -57,8 +57,8 @@ class ViewLoader(Generic[E, V]):
         cache: DeviceCache[V],
         batcher: Batcher,
         *,
-        loads: Lane[E, ReadyView[V]],
-        encodes: Lane[ViewPixels, tuple[E, ReadyView[V]]],
+        loads: DeviceQueue[E, ReadyView[V]],
+        encodes: DeviceQueue[ViewPixels, tuple[E, ReadyView[V]]],
         pool: ThreadPoolExecutor,
     ) -> None:
         self._backends = backends
@@ -248,16 +248,18 @@ def _held(store: TieredStore, tier: CacheTier) -> float:
     return store.sizes()[tier]
 
 
-def load_lane(backends: Mapping[str, Backend[E, V]], *, max_batch: int) -> Lane[E, ReadyView[V]]:
+def load_queue(backends: Mapping[str, Backend[E, V]], *, max_batch: int) -> DeviceQueue[E, ReadyView[V]]:
     """Device work that makes stored embeddings ready for the decoder."""
 
     def run(model: str, embeddings: Sequence[E]) -> list[ReadyView[V]]:
         return [ReadyView(backends[model].prepare(embedding), embedding.view_size) for embedding in embeddings]
 
-    return Lane("load", run, max_batch=max_batch)
+    return DeviceQueue("load", run, max_batch=max_batch)
 
 
-def encode_lane(backends: Mapping[str, Backend[E, V]], *, max_batch: int) -> Lane[ViewPixels, tuple[E, ReadyView[V]]]:
+def encode_queue(
+    backends: Mapping[str, Backend[E, V]], *, max_batch: int
+) -> DeviceQueue[ViewPixels, tuple[E, ReadyView[V]]]:
     """Device work that encodes views and makes them ready for the decoder."""
 
     def run(model: str, images: Sequence[ViewPixels]) -> list[tuple[E, ReadyView[V]]]:
@@ -265,4 +267,4 @@ def encode_lane(backends: Mapping[str, Backend[E, V]], *, max_batch: int) -> Lan
         embeddings = backend.encode(images)
         return [(e, ReadyView(backend.prepare(e), e.view_size)) for e in embeddings]
 
-    return Lane("encode", run, max_batch=max_batch, seconds=metrics.ENCODE_SECONDS)
+    return DeviceQueue("encode", run, max_batch=max_batch, seconds=metrics.ENCODE_SECONDS)
