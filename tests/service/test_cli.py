@@ -158,7 +158,7 @@ def test_segment_tells_what_the_engine_warns_of(
     slide: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(assembly, "load_backend", lambda settings: SimpleNamespace(warnings=["it is slower today"]))
-    assert cli.main(["segment", slide, "--points", "700,500,1"]) == 0
+    assert cli.main(["segment", slide, "--box", "600,400,760,520"]) == 0
     assert capsys.readouterr().err.splitlines() == ["wsisam: warning: it is slower today"]
 
 
