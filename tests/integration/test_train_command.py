@@ -73,6 +73,17 @@ def test_a_set_from_scratch_brings_its_own_predicted_iou(annotated: Path, cache:
     assert fresh["iou.weight"].abs().sum(dim=1).min() > 0, "boxes, one click and several: each has weights"
 
 
+def test_training_computes_in_float32_where_the_predictor_does_not(
+    ours: Path, annotated: Path, cache: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "lower.safetensors"
+    assert train(annotated, cache, path, "default", "--precision", "bfloat16") == 0
+    name = "hr.hf_token.weight"
+    start = load_file(SHIPPED_WEIGHTS / "lite_medsam-default.safetensors")[name]
+    lower, full = (load_file(file)[name] - start for file in (path, ours))
+    assert torch.cosine_similarity(lower, full) > 0.5, "much the same steps, on views encoded in another format"
+
+
 def test_a_set_serves_beside_the_shipped_one_on_the_tissue_it_was_trained_on(
     ours: Path, tissue: npt.NDArray[np.uint8], make_slide: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

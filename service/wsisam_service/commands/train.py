@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from wsisam_model.checkpoints import AdapterWeights, BaseWeights
     from wsisam_model.config import ModelConfig
     from wsisam_model.evaluate.scores import Embed
+    from wsisam_model.network import WsiSam
     from wsisam_model.predictor import Predictor
+    from wsisam_model.train.forward import TrainingDecoder
     from wsisam_model.train.recipe import Recipe
     from wsisam_model.train.samples import Sample
     from wsisam_model.train.trainer import Trainer
@@ -58,11 +60,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(options: argparse.Namespace) -> int:
     from wsisam_model.checkpoints import load_adapters, load_base_weights, save_adapters
+    from wsisam_model.network import WsiSam
     from wsisam_model.predictor import Predictor
     from wsisam_model.registry import base_weights_path
     from wsisam_model.tissue import looks_of
     from wsisam_model.train.augment import changed_copies
     from wsisam_model.train.calibration import OBJECTS
+    from wsisam_model.train.forward import TrainingDecoder
     from wsisam_model.train.provenance import data_text, fingerprint_of, licence_text
     from wsisam_model.train.recipe import Recipe
     from wsisam_model.train.start import finished_state, part_of_the_way
@@ -82,12 +86,15 @@ def run(options: argparse.Namespace) -> int:
     base = load_base_weights(base_weights_path(config, settings.weights), config)
     device = {name: getattr(settings, name) for name in ("engine", "precision", "device", "threads")}
     predictor = Predictor(config, base, **device)
+    # Not the predictor's own, which may hold its weights in a lower format: gradients want float32.
+    network = WsiSam.from_weights(config.image_size, base.prompt_encoder, base.mask_decoder)
     further = _further(options.start, config, base)
-    adapters = _start(further, predictor, recipe).to(predictor.device)
+    adapters = _start(further, network, config, recipe).to(predictor.device)
     start = {name: tensor.clone() for name, tensor in adapters.state_dict().items()}
     fingerprint = fingerprint_of(samples, start, model=settings.model, base_sha256=base.sha256)
     samples = changed_copies(samples, recipe.copies, seed=recipe.seed)
-    trainer = _trainer(options, predictor, adapters, recipe, samples, fingerprint=fingerprint)
+    decoder = TrainingDecoder(network, adapters, config).to(predictor.device)
+    trainer = _trainer(options, predictor, decoder, recipe, samples, fingerprint=fingerprint)
     _train(trainer)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     about: dict[str, Any] = {
@@ -123,26 +130,25 @@ def _further(choice: str, config: ModelConfig, base: BaseWeights) -> AdapterWeig
     return trained
 
 
-def _start(further: AdapterWeights | None, predictor: Predictor, recipe: Recipe) -> Adapters:
+def _start(further: AdapterWeights | None, network: WsiSam, config: ModelConfig, recipe: Recipe) -> Adapters:
     from wsisam_model.adapters import Adapters
     from wsisam_model.train.start import fresh_adapters
 
     if further is None:
-        return fresh_adapters(predictor.decoder.network, predictor.config, seed=recipe.seed)
+        return fresh_adapters(network, config, seed=recipe.seed)
     return Adapters.from_state(further.state())
 
 
 def _trainer(
     options: argparse.Namespace,
     predictor: Predictor,
-    adapters: Adapters,
+    decoder: TrainingDecoder,
     recipe: Recipe,
     samples: list[Sample],
     *,
     fingerprint: str,
 ) -> Trainer:
     from wsisam_model.train.cache import EmbeddingCache, HeldEmbeddings
-    from wsisam_model.train.forward import TrainingDecoder
     from wsisam_model.train.trainer import Trainer
 
     on_disk = predictor.device == "cpu"
@@ -151,7 +157,6 @@ def _trainer(
         if on_disk
         else HeldEmbeddings(predictor.encode)
     )
-    decoder = TrainingDecoder(predictor.decoder.network, adapters, predictor.config).to(predictor.device)
     folder = options.run_folder or options.output.with_suffix(".run")
     trainer = Trainer(decoder, samples, cache, recipe, folder, fingerprint=fingerprint)
     try:
