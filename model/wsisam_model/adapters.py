@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from wsisam_model.errors import CheckpointError
 from wsisam_model.layers import LayerNorm2d
 from wsisam_model.mask_decoder import FEATURES, ThreeLayerMlp
-from wsisam_model.point_box import LONE_SIDE, SPREAD, readings
+from wsisam_model.point_box import LONE_SIDE, SPREAD, check_point_box, readings
 from wsisam_model.prompts import Prompt
 from wsisam_model.quality import check_calibration
 from wsisam_model.transformer import WIDTH
@@ -133,7 +133,9 @@ class Adapters(nn.Module):
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> Self:
-        """The adapters of a flat `state`; `CheckpointError` names a key that is missing, unknown or of wrong shape."""
+        """The adapters of a flat `state`; `CheckpointError` names a key that is missing, unknown, or of wrong shape or
+        range.
+        """
         parts: dict[str, dict[str, Tensor]] = {"hr": {}, "lr": {}, "prompt": {}, "iou": {}}
         for key, tensor in state.items():
             part, _, name = key.partition(".")
@@ -142,6 +144,8 @@ class Adapters(nn.Module):
             parts[part][name] = tensor
         prompt = TrainedPrompt(parts["prompt"])
         _load_exactly(prompt, parts["prompt"])
+        if prompt.point_box is not None:
+            check_point_box(*prompt.point_box.tolist())
         return cls(
             Adapter.from_state(parts["hr"]), Adapter.from_state(parts["lr"]), prompt, IouCalibration(parts["iou"])
         )

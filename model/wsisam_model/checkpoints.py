@@ -223,14 +223,15 @@ def _load_pickled(path: Path) -> State:
 
 
 def _float32(path: Path, key: str, value: object) -> Tensor:
-    """`value` if it is a tensor, floats of any width as float32; numbers that are not finite are refused."""
+    """`value` if it is a tensor, floats of any width as float32; numbers that are not finite there are refused."""
     if not isinstance(value, Tensor):
         raise CheckpointError(f"{path.name}: {key} is not a tensor")
     if not value.is_floating_point():
         return value
-    if not bool(torch.isfinite(value).all()):
-        raise CheckpointError(f"{path.name}: {key} holds numbers that are not finite")
-    return value.float()
+    numbers = value.float()
+    if not bool(torch.isfinite(numbers).all()):
+        raise CheckpointError(f"{path.name}: {key} holds numbers that are not finite in float32")
+    return numbers
 
 
 def _check_fit(path: Path, expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:

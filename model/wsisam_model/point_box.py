@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from wsisam_model.errors import CheckpointError
 from wsisam_model.prompts import Prompt
 
 SPREAD = 3.5
@@ -20,6 +21,9 @@ SPREAD = 3.5
 and glomeruli is 2.3, 1.7, 1.5 and 1.35 times the extent of 3, 5, 7 and 10 points."""
 LONE_SIDE = 0.5
 """Part of the view's side that a lone point's box has: the median object in the view that one click leads to."""
+
+MAX_SPREAD, MAX_LONE_SIDE = 100.0, 2.0
+"""What adapters may bring in place of the two above; boxes far beyond the view are no guess."""
 
 LONE_SIDES, WIDER_SIDES = (1.4, 0.75), (1.0, 0.5)
 """What one click may mean, as multiples of the lone side, on the first view and on a wider one; the second of each is
@@ -63,6 +67,13 @@ def with_point_box(
         return prompt
     inside = tuple(point for point in negative if box[0] < point[0] < box[2] and box[1] < point[1] < box[3])
     return replace(prompt, box=box, points=inside, labels=(0,) * len(inside), mask_hr=None, mask_lr=None)
+
+
+def check_point_box(spread: float, lone_side: float) -> None:
+    """Raise `CheckpointError` unless these could be a file's `prompt.point_box`."""
+    if not (0 <= spread <= MAX_SPREAD and 0 < lone_side <= MAX_LONE_SIDE):
+        wanted = f"a spread of 0 to {MAX_SPREAD:g} and a lone side above 0, {MAX_LONE_SIDE:g} at most"
+        raise CheckpointError(f"prompt.point_box is {wanted}, not {spread:g} and {lone_side:g}")
 
 
 def readings(prompt: Prompt, view_size: tuple[int, int], spread: float, lone_side: float) -> list[Prompt]:

@@ -228,12 +228,21 @@ def test_adapters_made_for_something_else_are_refused(
         ({"other.x": torch.ones(1)}, "other.x"),
         ({"prompt.no_mask_embed.weight": torch.ones(1, 256)}, "prompt.no_mask_embed.weight"),
         ({"iou.weight": torch.tensor([torch.inf])}, "iou.weight holds numbers that are not finite"),
+        (
+            {"iou.weight": torch.full((3, 9), 1e300, dtype=torch.float64)},
+            "iou.weight holds numbers that are not finite",
+        ),
+        ({"prompt.point_box": torch.tensor([1e38, 0.5])}, r"prompt.point_box is a spread of .* not 1e\+38 and 0.5"),
+        ({"prompt.point_box": torch.tensor([3.5, 1e38])}, r"prompt.point_box is a spread of .* not 3.5 and 1e\+38"),
+        ({"prompt.point_box": torch.tensor([-3.5, 0.5])}, "prompt.point_box is a spread of .* not -3.5 and 0.5"),
+        ({"prompt.point_box": torch.tensor([3.5, 0.0])}, "prompt.point_box is a spread of .* not 3.5 and 0"),
     ],
 )
 def test_a_safetensors_file_with_wrong_tensors_is_refused(
     tmp_path: Path, base: BaseWeights, branches: tuple[State, State], change: dict[str, Tensor | None], message: str
 ) -> None:
-    state = {**AdapterWeights("x", "", {}, *branches).state(), **change}
+    iou = {"weight": torch.zeros(3, 9), "bias": torch.zeros(3)} if "iou.weight" in change else {}
+    state = {**AdapterWeights("x", "", {}, *branches, iou=iou).state(), **change}
     path = tmp_path / "a.safetensors"
     metadata = {"format": "wsisam-adapters/1", "date": "2026-01-01", **PROVENANCE}
     save_file({key: tensor for key, tensor in state.items() if tensor is not None}, path, metadata=metadata)
