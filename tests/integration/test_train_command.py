@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from wsisam_model.checkpoints import file_sha256, packaged_lite_medsam
 from wsisam_model.registry import SHIPPED_WEIGHTS
@@ -145,3 +145,22 @@ def test_an_evaluation_says_what_its_adapters_have_seen(
     told = f"ours was trained on {annotated.name}/a, as its file says"
     assert told in capsys.readouterr().err
     assert told in (tmp_path / "report.md").read_text()
+
+
+def test_an_evaluation_gives_a_set_of_ones_own_the_lr_view_that_it_uses(
+    ours: Path, annotated: Path, cache: Path, tmp_path: Path
+) -> None:
+    with safe_open(ours, "pt") as file:
+        metadata = file.metadata()
+    state = load_file(ours)
+    for layer in range(3):  # an LR token that says what the HR token does
+        for name in ("weight", "bias"):
+            state[f"lr.hf_mlp.layers.{layer}.{name}"] = state[f"hr.hf_mlp.layers.{layer}.{name}"].clone()
+    save_file(state, tmp_path / "both.safetensors", metadata=metadata)
+    flags = ["--hold-out", annotated.name, "--kinds", "tight", "--clicks", "0", "--engine", "torch"]
+    command = ["evaluate", "--data", str(annotated), *flags, "--cache", str(cache)]
+    assert main([*command, "--own-adapters", str(tmp_path / "both.safetensors"), "-o", str(tmp_path)]) == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())["scores"]
+    dice = {score["variant"]: score["dice"] for score in scores if score["adapters"] == "both"}
+    assert {"HR", "HR+LR"} <= dice.keys()
+    assert dice["HR"] != dice["HR+LR"]

@@ -31,7 +31,7 @@ from wsisam_model.evaluate.scores import (
     score_clicks,
     score_wrong_lr,
 )
-from wsisam_model.predictor import Predictor
+from wsisam_model.predictor import AdapterInfo, Predictor
 from wsisam_model.prompts import Prompt
 from wsisam_model.quality import CLICKS, GIVEN, LONE, asked_as, fused_iou, mask_numbers
 from wsisam_model.train.calibration import fit_calibration
@@ -265,12 +265,18 @@ def test_clicking_goes_on_where_the_first_answer_lies() -> None:
 
 
 class KnowsItsContext(TwoLooks):
-    """A predictor that is right where both views are of one object (all their pixels have its number)."""
+    """A predictor that is right where both views are of one object (all their pixels have its number). Of its sets of
+    adapters one does not use the LR view: it draws on views of object 9.
+    """
+
+    def adapters_of(self, request: DecodeRequest) -> AdapterInfo:
+        uses_lr = cast("np.ndarray[Any, Any]", request.hr)[0, 0, 0] != 9
+        return AdapterInfo("own", "", "", {}, uses_lr=bool(uses_lr), prompts=(), knows_tissue=True)
 
     def decode(self, requests: Sequence[DecodeRequest]) -> list[Decoded]:
         (request,) = requests
-        hr, lr = (cast("np.ndarray[Any, Any]", view)[0, 0, 0] for view in (request.hr, request.lr))
-        logits = self.first if hr == lr else -self.first
+        hr, lr = (None if view is None else cast("Any", view)[0, 0, 0] for view in (request.hr, request.lr))
+        logits = self.first if lr in (hr, None) else -self.first
         return [Decoded(logits, np.array([0.5], np.float32), logits[0], None, None)]
 
 
@@ -303,6 +309,16 @@ def test_an_objects_own_lr_view_is_never_the_wrong_one() -> None:
     three = [Case(sample, kind, box) for sample, kind in ((first, "tight"), (second, "tight"), (first, "box20"))]
     assert [score.dice for score in score_wrong_lr(answers, three)] == [0.0] * 3
     assert not list(score_wrong_lr(answers, [three[0], three[2]])), "there is no other object"
+
+
+@pytest.mark.parametrize(("number", "dice_of_wrong"), [(1, 0.0), (9, 1.0)], ids=["uses it", "does not"])
+def test_the_set_that_draws_decides_whether_the_lr_view_counts(number: int, dice_of_wrong: float) -> None:
+    disc = disc_logits(150, 120, 60, 5)
+    right, wrong = (np.full((256, 256, 3), value, np.uint8) for value in (number, 2))
+    sample = Sample("o", "set", "1", right, wrong, disc[0] > 0, disc[0] > 0, 1.0, 1e4, 0.5, cut=False)
+    answers = Answers(cast("Predictor", KnowsItsContext(disc, disc)), lambda view: cast("Embedding", view))
+    (score,) = score_cases(answers, [Case(sample, "tight", Prompt(box=(90.0, 60.0, 210.0, 180.0)))], [HR_LR])
+    assert score.dice == dice_of_wrong
 
 
 def test_clicks_needed() -> None:

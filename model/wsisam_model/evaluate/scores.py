@@ -72,14 +72,15 @@ class Answers:
         self._views: OrderedDict[int, tuple[Pixels, DecoderView]] = OrderedDict()
 
     def decode(self, sample: Sample, prompt: Prompt, variant: str, *, wrong_lr: Pixels | None = None) -> Decoded:
-        """The answer of one variant; `wrong_lr` takes the place of the LR view."""
-        lr = None
-        if variant == HR_LR:
-            lr = self._view(sample.lr)
-        elif variant == WRONG_LR:
-            assert wrong_lr is not None
-            lr = self._view(wrong_lr)
-        request = DecodeRequest(self._view(sample.hr), lr, prompt, frozen=variant == FROZEN, lr_sam=lr is not None)
+        """The answer of one variant; `wrong_lr` takes the place of the LR view. As in the service, a set that does not
+        use the LR view draws without it.
+        """
+        request = DecodeRequest(self._view(sample.hr), None, prompt, frozen=variant == FROZEN)
+        drawn_by = self.predictor.adapters_of(request)
+        if variant in (HR_LR, WRONG_LR) and drawn_by is not None and drawn_by.uses_lr:
+            lr = sample.lr if variant == HR_LR else wrong_lr
+            assert lr is not None
+            request = replace(request, lr=self._view(lr), lr_sam=True)
         return self.predictor.decode([request])[0]
 
     def drawn_by(self, case: Case, variant: str) -> str:

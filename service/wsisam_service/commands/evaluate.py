@@ -52,15 +52,12 @@ def run(options: argparse.Namespace) -> int:
     model = {name: getattr(settings, name) for name in MODEL_SETTINGS if name != "model"}
     predictor = load_model(settings.model, **model)
     adapters = predictor.adapters
+    sets = [info for info in (adapters, *predictor.own) if info is not None]
     groups = {f"{case.sample.dataset}/{case.sample.group}" for case in cases}
-    leaks = {
-        info.name: found
-        for info in (adapters, *predictor.own)
-        if info is not None and (found := groups_in(info.metadata.get("data", ""), groups))
-    }
+    leaks = {info.name: found for info in sets if (found := groups_in(info.metadata.get("data", ""), groups))}
     for name, found in leaks.items():
         print(f"not held out: {name} was trained on {', '.join(found)}, as its file says", file=sys.stderr)
-    wide = adapters is not None and adapters.uses_lr
+    wide = any(info.uses_lr for info in sets)
     variants = VARIANTS if wide else (FROZEN, HR) if adapters else (FROZEN,)
     cache = EmbeddingCache(options.cache, predictor.key_prefix, predictor.encode)
     cache.fill(
