@@ -251,6 +251,29 @@ def test_one_click_is_scored_on_the_view_of_the_answer_that_the_service_gives(
     assert case.sample.mpp == 1.0
 
 
+def with_speck(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    logits[0, 0, 40:43] = 5
+    return logits
+
+
+@pytest.mark.parametrize(
+    ("first", "inner", "looks"),
+    [
+        (disc_logits(150, 60, 70, 5), (False, True, False, False), 2),
+        (disc_logits(150, 60, 70, 5), (True, False, True, True), 1),
+        (with_speck(disc_logits(150, 120, 60, 5)), (True, True, True, True), 1),
+    ],
+    ids=["goes on above", "ends with the slide", "a speck at the border"],
+)
+def test_an_answer_is_cut_where_what_the_service_draws_goes_on(
+    first: np.ndarray[Any, Any], inner: tuple[bool, bool, bool, bool], looks: int
+) -> None:
+    predictor = TwoLooks(first, disc_logits(139, 124, 50, 5))
+    answers = Answers(cast("Predictor", predictor), lambda view: cast("Embedding", view))
+    answers.answer(replace(click_case(), inner=inner), HR)
+    assert len(predictor.prompts) == looks
+
+
 def test_clicking_goes_on_where_the_first_answer_lies() -> None:
     predictor = TwoLooks(disc_logits(150, 120, 60, 0.5), disc_logits(139, 124, 20, 5))
     answers = Answers(cast("Predictor", predictor), lambda view: cast("Embedding", view))

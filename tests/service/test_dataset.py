@@ -20,6 +20,8 @@ from wsisam_service.views import view_for_extent
 
 CONFIG = model_config("lite_medsam")
 Labels = npt.NDArray[np.uint16]
+AROUND = ((slice(64, 192), 63), (63, slice(64, 192)), (slice(64, 192), 192), (192, slice(64, 192)))
+"""Pixels of the LR view just beyond each border of the HR view; white outside the image."""
 
 
 def discs() -> tuple[npt.NDArray[np.uint8], Labels]:
@@ -103,6 +105,8 @@ def test_cases_ask_on_the_view_that_their_own_prompt_leads_to(tmp_path: Path) ->
             assert case.wider is not None
             assert case.wider.sample.mpp == 2 * CONFIG.point_mpp
             assert case.wider.prompt.wider
+            beyond = [case.sample.lr[rows, columns] for rows, columns in AROUND]
+            assert case.inner == tuple(bool((pixels < 255).any()) for pixels in beyond)
             ((x, y),) = case.wider.prompt.points
             assert case.wider.sample.mask[round(y), round(x)]
         elif case.kind not in POINTS:

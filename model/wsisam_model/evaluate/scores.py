@@ -15,6 +15,7 @@ from wsisam_model.predictor import Decoded, DecodeRequest, DecoderView, Predicto
 from wsisam_model.preprocessing import upscale_logits
 from wsisam_model.prompts import Prompt
 from wsisam_model.quality import stability
+from wsisam_model.specks import without_specks
 from wsisam_model.train import draws
 from wsisam_model.train.samples import Case, Mask, Pixels, Sample
 
@@ -91,15 +92,15 @@ class Answers:
 
     def answer(self, case: Case, variant: str) -> tuple[Case, Decoded, Mask]:
         """What the service answers, and on which view: for clicks the wider one where that answer is more stable. The
-        mask still has the specks that the service does not draw.
+        mask still has the specks that the service does not draw. Unlike the service this goes no further where that
+        answer is cut as well, and stays on the view of a box whose mask is.
         """
         decoded = self.decode(case.sample, case.prompt, variant)
         mask = self.mask(decoded, case.sample)
         if case.wider is None or variant == FROZEN:
             return case, decoded, mask
-        cut = bool(mask[[0, -1]].any() or mask[:, [0, -1]].any())
         (first,) = stability(decoded.logits[:1])
-        if worth_a_wider_look(first, cut):
+        if worth_a_wider_look(first, _is_cut(mask, case)):
             second = self.decode(case.wider.sample, case.wider.prompt, variant)
             if stability(second.logits[:1])[0] > first:
                 return case.wider, second, self.mask(second, case.wider.sample)
@@ -119,6 +120,13 @@ class Answers:
                 self._views.popitem(last=False)
         self._views.move_to_end(key)
         return self._views[key][1]
+
+
+def _is_cut(mask: Mask, case: Case) -> bool:
+    """Whether `mask`, as the service draws it, meets a border of the view of `case` with slide beyond."""
+    drawn = without_specks(mask, case.prompt)
+    borders = drawn[:, 0], drawn[0], drawn[:, -1], drawn[-1]
+    return any(inner and bool(border.any()) for inner, border in zip(case.inner, borders, strict=True))
 
 
 def score_cases(answers: Answers, cases: Iterable[Case], variants: Sequence[str] = VARIANTS) -> Iterator[Score]:

@@ -54,13 +54,15 @@ class Sample:
 class Case:
     """One question of the evaluation: `prompt` in HR view pixels (index frame) of `sample`'s own views, which were
     chosen from that prompt alone, as the service does. `wider` is the same question one step coarser, for
-    clicks that may get a second look.
+    clicks that may get a second look. `inner` says beyond which borders of the view (left, top, right, bottom) there
+    is slide, so that a mask there may go on.
     """
 
     sample: Sample
     kind: str
     prompt: Prompt
     wider: Case | None = None
+    inner: tuple[bool, bool, bool, bool] = (True, True, True, True)
 
 
 def held_out_groups(groups: Iterable[str], hold_out: Iterable[str], fraction: float, seed: int) -> set[str]:

@@ -144,7 +144,8 @@ class Dataset:
         clicks = [place for place, label in found if label]
         x0, y0, x1, y1 = extent = _extent(clicks)
         view = self._view(extent, tissue, points=True)
-        first = Case(tissue.sample(item, view), kind, _clicked(view, found))
+        inner = view.inner_borders(tissue.reader.width, tissue.reader.height)
+        first = Case(tissue.sample(item, view), kind, _clicked(view, found), inner=inner)
         if not may_be_wider(max(x1 - x0, y1 - y0) / view.size_level0, len(clicks)):
             return first
         wide = view.coarser()
