@@ -5,8 +5,9 @@ predicted IoU alone; a set from scratch brings its own. What their files and `ws
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from wsisam_model.checkpoints import file_sha256, packaged_lite_medsam
+from wsisam_model.engines import Engine
+from wsisam_model.engines.choice import choose_engine
 from wsisam_model.registry import SHIPPED_WEIGHTS
 from wsisam_service.cli import main
 
@@ -164,3 +167,39 @@ def test_an_evaluation_gives_a_set_of_ones_own_the_lr_view_that_it_uses(
     dice = {score["variant"]: score["dice"] for score in scores if score["adapters"] == "both"}
     assert {"HR", "HR+LR"} <= dice.keys()
     assert dice["HR"] != dice["HR+LR"]
+
+
+class Stopped(Exception):
+    """Where the long work would begin."""
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_what_the_predictor_warns_of_is_told_before_anything_is_encoded(
+    command: str, annotated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def with_a_warning(*args: Any, **more: Any) -> tuple[Engine, Sequence[str]]:
+        engine, _ = choose_engine(*args, **more)
+        return engine, ["it is slower than it could be"]
+
+    def stop(*_: object) -> None:
+        raise Stopped
+
+    monkeypatch.setattr("wsisam_model.predictor.choose_engine", with_a_warning)
+    monkeypatch.setattr("wsisam_model.train.cache.EmbeddingCache.fill", stop)
+    flags = ["--everything"] if command == "evaluate" else []
+    with pytest.raises(Stopped):
+        main(
+            [
+                command,
+                "--data",
+                str(annotated),
+                "--engine",
+                "torch",
+                "--cache",
+                str(tmp_path),
+                "-o",
+                str(tmp_path / "out"),
+                *flags,
+            ]
+        )
+    assert "warning: it is slower than it could be" in capsys.readouterr().err

@@ -51,6 +51,8 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError("nothing is held out: give --hold-out, --held-fraction or --everything")
     model = {name: getattr(settings, name) for name in MODEL_SETTINGS if name != "model"}
     predictor = load_model(settings.model, **model)
+    for warning in predictor.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     adapters = predictor.adapters
     sets = [info for info in (adapters, *predictor.own) if info is not None]
     groups = {f"{case.sample.dataset}/{case.sample.group}" for case in cases}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +87,8 @@ def run(options: argparse.Namespace) -> int:
     base = load_base_weights(base_weights_path(config, settings.weights), config)
     device = {name: getattr(settings, name) for name in ("engine", "precision", "device", "threads")}
     predictor = Predictor(config, base, **device)
+    for warning in predictor.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     # Not the predictor's own, which may hold its weights in a lower format: gradients want float32.
     network = WsiSam.from_weights(config.image_size, base.prompt_encoder, base.mask_decoder)
     further = _further(options.start, config, base)
