@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -86,6 +85,15 @@ def click(client: httpx.Client, slide_id: str, box: tuple[float, ...]) -> tuple[
     return response.json()["results"][0], elapsed_ms, response.headers["server-timing"]
 
 
+def first_slide(client: httpx.Client) -> dict[str, Any]:
+    """The first slide that is served; where there is none, why not ends the program."""
+    listed = client.get("/v1/slides").raise_for_status().json()
+    if listed["slides"]:
+        return dict(listed["slides"][0])
+    reasons = [f"{refused['name']}: {refused['problem']['detail']}" for refused in listed["unreadable"]]
+    raise SystemExit(reasons[0] if reasons else "no slide is found there")
+
+
 def central_boxes(slide: dict[str, Any]) -> list[tuple[float, ...]]:
     """Boxes for a slide nobody has looked at: one of a tenth of the slide in its middle, and its four neighbours."""
     width, height = slide["width"], slide["height"]
@@ -122,29 +130,27 @@ def draw_overlay(client: httpx.Client, slide: dict[str, Any], results: list[dict
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--slide", type=Path, help="a slide of your own instead of the picture that ships")
+    parser.add_argument("--slide", type=Path, help="your own slide (file or folder) instead of the picture that ships")
     parser.add_argument("--boxes", help='boxes in level-0 pixels, "x0,y0,x1,y1 x0,y0,x1,y1 …"')
     parser.add_argument("--out", type=Path, default=Path("out/demo"))
     options = parser.parse_args()
-    slides = options.out / "slides"
-    shutil.rmtree(slides, ignore_errors=True)
-    slides.mkdir(parents=True)
+    options.out.mkdir(parents=True, exist_ok=True)
     if options.slide:
         if not options.slide.exists():
             raise SystemExit(f"{options.slide}: no such file")
-        (slides / options.slide.name).hardlink_to(options.slide.resolve())
+        root = options.slide.resolve()
     else:
-        make_ihc_slide(slides)
+        root = make_ihc_slide(options.out)
 
     start = time.perf_counter()
     with (
-        running_service([str(slides)], options.out / "service.log") as url,
+        running_service([str(root)], options.out / "service.log") as url,
         httpx.Client(base_url=url, timeout=120) as client,
     ):
         info = client.get("/v1/info").raise_for_status().json()
         print(f"service ready after {time.perf_counter() - start:.1f} s at {url}")
         print(f"engine {info['engine']}, device {info['device']}, precision {info['precision']}")
-        slide = client.get("/v1/slides").raise_for_status().json()["slides"][0]
+        slide = first_slide(client)
         print(f"slide {slide['name']}: {slide['width']} x {slide['height']} px, {slide['mpp']} µm/px")
         boxes: list[tuple[float, ...]]
         if options.boxes:
