@@ -32,6 +32,8 @@ CONFIG_VARIABLE = "WSISAM_CONFIG"
 """Path of the settings file, where no flag gives it."""
 MIB = 1024 * 1024
 MAX_PORT = 65535
+GUARDS = ("keys", "tls_certificate", "tls_client_ca")
+"""Files that keep others out: setting them to nothing is no way to let everybody in."""
 
 _ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 _PROCESS_KEY = secrets.token_bytes(32)
@@ -194,7 +196,27 @@ class Settings(BaseSettings):
     @classmethod
     def _split_list(cls, value: object) -> object:
         """Environment variables hold one text; commas separate its parts."""
+        if isinstance(value, list | tuple) and "" in value:
+            raise ValueError("one of them is empty")  # as a path it would be the current folder
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _empty_path_is_none(cls, value: object, info: ValidationInfo) -> object:
+        """A variable that is set to nothing, as with ${X:-}, names no path; as one it would be the current folder."""
+        name = info.field_name or ""
+        if value != "" or cls.model_fields[name].annotation != Path | None:
+            return value
+        if name in GUARDS:
+            raise ValueError("is empty: leave it out to do without")
+        return None
+
+    @field_validator("adapters")
+    @classmethod
+    def _some_adapters(cls, value: str) -> str:
+        if not value:
+            raise ValueError('is empty: "default", "open", "none" or a file')
+        return value
 
     @field_validator("slides")
     @classmethod

@@ -46,6 +46,8 @@ def test_settings_file_is_found_through_the_environment(tmp_path: Path, monkeypa
         *(({"worker_url": url}, None, "worker_url") for url in ("nope", "http://[x", "http://h:99999", "https://h h")),
         *(({"audit_syslog": place}, None, "audit_syslog") for place in ("host:99999", "host:0")),
         *(({"iiif_origins": f"*, https://{origin}"}, None, "iiif_origins") for origin in ("a.example/", "*")),
+        *(({name: ""}, None, f"{name}: is empty") for name in ("keys", "tls_certificate", "tls_client_ca", "adapters")),
+        *(({name: [""]}, None, f"{name}: one of them is empty") for name in ("slides", "own_adapters")),
         *(({name: "sécret"}, None, name) for name in ("token", "worker_token")),
         ({}, "colour = 1", "colour"),
         ({}, "port = ", "TOML"),
@@ -62,6 +64,13 @@ def test_a_bad_setting_is_named_in_one_line(
     with pytest.raises(SettingsError, match=named) as caught:
         load_settings(flags, config)
     assert "\n" not in str(caught.value)
+
+
+def test_a_path_set_to_nothing_is_not_the_current_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("sam_weights", "audit_file", "weights", "engine_cache", "worker_ca"):
+        monkeypatch.setenv(f"WSISAM_{name.upper()}", "")
+    settings = load_settings({})
+    assert settings.model_dump() == Settings.model_construct().model_dump()
 
 
 def test_json_is_read_from_flags_and_environment_alike(monkeypatch: pytest.MonkeyPatch) -> None:
