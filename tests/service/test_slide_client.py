@@ -49,3 +49,20 @@ def test_what_a_server_says_instead_of_an_answer_is_one_line(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert TOLD[text] in error
+
+
+@pytest.mark.parametrize(
+    "pages", [[[FOUND, {"name": "x.svs", "id": "def"}]], [[FOUND], [{"name": "x.svs", "id": "def"}]]]
+)
+def test_of_several_slides_with_one_name_none_is_taken(
+    pages: list[list[dict[str, str]]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def respond(request: httpx.Request) -> httpx.Response:
+        assert request.url.path == "/v1/slides"
+        number = int(request.url.params["cursor"] or 0)
+        following = str(number + 1) if number + 1 < len(pages) else None
+        return httpx.Response(200, json={"slides": pages[number], "next": following})
+
+    monkeypatch.setattr(httpx, "HTTPTransport", lambda retries: httpx.MockTransport(respond))
+    assert cli.main([*SEGMENT, "--url", "http://server"]) == 2
+    assert capsys.readouterr().err.endswith("2 slides called x.svs; name one by its id: abc, def\n")

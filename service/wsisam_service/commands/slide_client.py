@@ -84,18 +84,23 @@ class RemoteSlide:
         return document_of(self._call("GET", "/v1/info"))
 
     def _find(self) -> str:
-        """The id of the slide of this name, or of this id."""
+        """The id of the one slide of this name, or of this id."""
         name, cursor = Path(self._slide).name, ""
+        found: list[str] = []
         while True:
             answer = self._call("GET", "/v1/slides", params={"q": name, "limit": PAGE, "cursor": cursor})
             page = document_of(answer)
             if not isinstance(page.get("slides"), list):
                 raise _not_ours(answer)
-            for slide in page["slides"]:
-                if slide["name"] == name:
-                    return str(slide["id"])
+            found += (str(slide["id"]) for slide in page["slides"] if slide["name"] == name)
             if not (cursor := page.get("next") or ""):
                 break
+        if len(found) > 1:  # of several patients, maybe
+            raise UsageError(
+                f"the server has {len(found)} slides called {name}; name one by its id: {', '.join(found)}"
+            )
+        if found:
+            return found[0]
         answer = self._call("GET", f"/v1/slides/{quote(self._slide, safe='')}")
         if answer.status_code == httpx.codes.NOT_FOUND:
             raise UsageError(f"the server has no slide called {name}")
