@@ -203,3 +203,32 @@ def test_what_the_predictor_warns_of_is_told_before_anything_is_encoded(
             ]
         )
     assert "warning: it is slower than it could be" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["train", "-o", "{folder}"], "{folder} is a folder"),
+        (["train", "-o", "{file}/a.safetensors"], "cannot write to {file}"),
+        (["train", "-o", "{folder}/a.safetensors", "--run", "{file}"], "cannot write to {file}"),
+        (["evaluate", "-o", "{file}", "--everything"], "cannot write to {file}"),
+        (["evaluate", "-o", "{folder}", "--everything", "--cache", "{file}"], "cannot write to {file}"),
+    ],
+)
+def test_what_cannot_be_written_is_told_before_the_work(
+    arguments: list[str],
+    told: str,
+    annotated: Path,
+    tmp_path: Path,
+    *,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for loader in ("wsisam_model.checkpoints.load_base_weights", "wsisam_model.registry.load_model"):
+        monkeypatch.setattr(loader, lambda *_, **__: pytest.fail("the model is loaded"))
+    places = {"file": tmp_path / "file", "folder": tmp_path}
+    places["file"].touch()
+    assert main([*(argument.format(**places) for argument in arguments), "--data", str(annotated)]) == 2
+    error = capsys.readouterr().err
+    assert told.format(**places) in error
+    assert error.count("\n") == 1

@@ -56,6 +56,7 @@ def slide(slides: Path) -> str:
         ["segment", "{slide}", "--box", "1,2,30,40", "--url", "http://h:x"],
         ["adapters", "a", "b", "c"],
         ["adapters", "nowhere.safetensors"],
+        ["adapters", "-o", "nowhere/out.safetensors", "--data", "x", "--licence", "x"],
         ["parity", "nowhere.npz"],
         ["parity", "{broken}"],
     ],

@@ -54,10 +54,13 @@ def run(arguments: Sequence[str] | None) -> int:
         _drop_output()
         return 0
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno in FULL:
+            _drop_output()
+            print(f"wsisam: cannot write: {error.strerror}", file=sys.stderr)
+        elif error.filename is not None:
+            print(f"wsisam: {error.filename}: {error.strerror}", file=sys.stderr)
+        else:
             raise
-        _drop_output()
-        print(f"wsisam: cannot write: {error.strerror}", file=sys.stderr)
         return USER_ERROR
 
 

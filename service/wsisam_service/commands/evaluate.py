@@ -11,7 +11,7 @@ from tqdm import tqdm
 from wsisam_model.config import model_config
 from wsisam_model.train.samples import KINDS, ONE_CLICK
 from wsisam_service.commands.flags import UsageError, add_settings, settings_of
-from wsisam_service.commands.tissue_flags import add_tissue, progress_bar, tissue_of, whole_number
+from wsisam_service.commands.tissue_flags import add_tissue, make_folder, progress_bar, tissue_of, whole_number
 
 MODEL_SETTINGS = ("model", "adapters", "own_adapters", "weights", "engine", "precision", "device", "threads")
 
@@ -49,6 +49,8 @@ def run(options: argparse.Namespace) -> int:
     ]
     if not cases:
         raise UsageError("nothing is held out: give --hold-out, --held-fraction or --everything")
+    make_folder(options.output)
+    make_folder(options.cache)
     model = {name: getattr(settings, name) for name in MODEL_SETTINGS if name != "model"}
     predictor = load_model(settings.model, **model)
     for warning in predictor.warnings:

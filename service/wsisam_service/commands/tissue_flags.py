@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +73,16 @@ def tissue_of(options: argparse.Namespace, config: ModelConfig) -> tuple[Dataset
     return parts[0].limited(options.max_objects, seed=options.seed), parts[1].limited(
         options.max_objects, seed=options.seed
     )
+
+
+def make_folder(path: Path) -> None:
+    """`path` as a folder to write into. Raises `UsageError` where it cannot be one; to be called before the work."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise UsageError(f"cannot write to {path}: {error.strerror}") from error
 
 
 def progress_bar(label: str) -> Callable[[int, int], None]:

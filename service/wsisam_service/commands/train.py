@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from wsisam_model.config import model_config
 from wsisam_service.commands.flags import UsageError, add_settings, settings_of
-from wsisam_service.commands.tissue_flags import add_tissue, progress_bar, tissue_of
+from wsisam_service.commands.tissue_flags import add_tissue, make_folder, progress_bar, tissue_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,6 +83,7 @@ def run(options: argparse.Namespace) -> int:
     print(f"{dataset.size} objects on {len(samples)} views to train on, {held.size} objects held out")
     if not samples:
         raise UsageError("nothing is left to train on: all of it is held out, or shows too little in its views")
+    _make_room(options)
     views = [sample.hr for sample in samples]
     base = load_base_weights(base_weights_path(config, settings.weights), config)
     device = {name: getattr(settings, name) for name in ("engine", "precision", "device", "threads")}
@@ -99,7 +100,6 @@ def run(options: argparse.Namespace) -> int:
     decoder = TrainingDecoder(network, adapters, config).to(predictor.device)
     trainer = _trainer(options, predictor, decoder, recipe, samples, fingerprint=fingerprint)
     _train(trainer)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
     about: dict[str, Any] = {
         "model": settings.model,
         "base_sha256": base.sha256,
@@ -119,6 +119,19 @@ def run(options: argparse.Namespace) -> int:
         save_adapters(options.output, state, **about)
     print(f"written {options.output}; checkpoint, log and curve in {trainer.folder}")
     return 0
+
+
+def _make_room(options: argparse.Namespace) -> None:
+    """The folders that are written to, before the work is done. Raises `UsageError`."""
+    if options.output.is_dir():
+        raise UsageError(f"{options.output} is a folder, not a file for adapters")
+    make_folder(options.output.parent)
+    make_folder(_run_folder(options))
+
+
+def _run_folder(options: argparse.Namespace) -> Path:
+    folder: Path = options.run_folder or options.output.with_suffix(".run")
+    return folder
 
 
 def _further(choice: str, config: ModelConfig, base: BaseWeights) -> AdapterWeights | None:
@@ -160,8 +173,7 @@ def _trainer(
         if on_disk
         else HeldEmbeddings(predictor.encode)
     )
-    folder = options.run_folder or options.output.with_suffix(".run")
-    trainer = Trainer(decoder, samples, cache, recipe, folder, fingerprint=fingerprint)
+    trainer = Trainer(decoder, samples, cache, recipe, _run_folder(options), fingerprint=fingerprint)
     try:
         resumed = trainer.resume()
     except ValueError as error:
