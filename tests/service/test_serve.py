@@ -106,6 +106,23 @@ def test_it_serves_and_ends_cleanly_at_ctrl_c(server: tuple[subprocess.Popen[str
     assert access["x-request-id"]
 
 
+@pytest.mark.parametrize("command", ["serve", "worker"])
+def test_ctrl_c_while_the_model_loads_ends_it_there(command: str) -> None:
+    interrupting = "import signal\n" + PROGRAM.replace(
+        "assembly.load_backend = lambda settings: None",
+        "assembly.load_backend = lambda settings: signal.raise_signal(signal.SIGINT)",
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", interrupting, command, "--port", "0"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join((str(HERE), os.environ.get("PYTHONPATH", "")))},
+    )
+    assert (ended.returncode, ended.stderr) == (130, "")
+    assert "model of numpy" not in ended.stdout
+
+
 def test_it_serves_qupath_without_slides() -> None:
     with serving() as (_, url, told):
         assert any(line.startswith("no slides: only pictures") for line in told)

@@ -9,6 +9,8 @@ from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
+from fastapi import FastAPI
+
 from wsisam_service.commands.flags import UsageError, add_settings, settings_of
 from wsisam_service.commands.listening import check_tls, is_loopback, listen, serve_app, url_of
 from wsisam_service.logs import configure_logging
@@ -38,12 +40,14 @@ def run(options: argparse.Namespace) -> int:
     check_tls(settings)
     print(f"wsisam {version('wsisam')}\n{settings.describe()}", flush=True)
     configure_logging()
-    with listen(settings.host, settings.port) as listener, suppress(KeyboardInterrupt):
-        asyncio.run(_serve(settings, listener))
+    with listen(settings.host, settings.port) as listener:
+        app = _build(settings, listener)  # before the event loop, which would keep Ctrl-C until all is loaded
+        with suppress(KeyboardInterrupt):
+            asyncio.run(serve_app(app, listener, settings, grace_s=GRACE_S))
     return 0
 
 
-async def _serve(settings: Settings, listener: socket.socket) -> None:
+def _build(settings: Settings, listener: socket.socket) -> FastAPI:
     from wsisam_service.api import local_hosts
     from wsisam_service.assembly import build_service
 
@@ -53,4 +57,4 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
     url = url_of(listener, settings)
     notes = service.notes if settings.slides else (*service.notes, NO_SLIDES)
     print("\n".join((*notes, f"listening on {url} (try {url}/docs)")), flush=True)
-    await serve_app(service.app, listener, settings, grace_s=GRACE_S)
+    return service.app

@@ -8,6 +8,8 @@ import socket
 from contextlib import suppress
 from importlib.metadata import version
 
+from fastapi import FastAPI
+
 from wsisam_service.commands.flags import CACHE_SETTINGS, MODEL_SETTINGS, UsageError, add_settings, settings_of
 from wsisam_service.commands.listening import bind, check_tls, is_loopback, serve_app, url_of
 from wsisam_service.logs import configure_logging
@@ -38,14 +40,16 @@ def run(options: argparse.Namespace) -> int:
     print(f"wsisam {version('wsisam')} worker\n{settings.describe()}", flush=True)
     configure_logging()
     port = settings.port if "port" in settings.model_fields_set else DEFAULT_PORT
-    with bind(settings.host, port) as listener, suppress(KeyboardInterrupt):
-        asyncio.run(_serve(settings, listener))
+    with bind(settings.host, port) as listener:
+        app = _build(settings, listener)  # before the event loop, which would keep Ctrl-C until all is loaded
+        with suppress(KeyboardInterrupt):
+            asyncio.run(serve_app(app, listener, settings, grace_s=GRACE_S))
     return 0
 
 
-async def _serve(settings: Settings, listener: socket.socket) -> None:
+def _build(settings: Settings, listener: socket.socket) -> FastAPI:
     from wsisam_service.assembly import build_worker
 
     worker = build_worker(settings)
     print("\n".join((*worker.notes, f"for gateways at {url_of(listener, settings)}, once warm")), flush=True)
-    await serve_app(worker.app, listener, settings, grace_s=GRACE_S)
+    return worker.app
