@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from wsisam_service.assembly import build_service
+from wsisam_service.commands import segment, worker
 from wsisam_service.commands.flags import MODEL_SETTINGS, add_settings, flags_of, settings_of
 from wsisam_service.settings import Settings, SettingsError, load_settings
 
@@ -130,3 +132,16 @@ def test_flags_give_another_process_the_same_settings(given: dict[str, Any]) -> 
     add_settings(parser, MODEL_SETTINGS)
     other = settings_of(parser.parse_args(flags_of(settings, MODEL_SETTINGS)))
     assert other.model_dump() == settings.model_dump()
+
+
+@pytest.mark.parametrize("command", [["worker"], ["segment", "x.svs", "--box", "1,2,3,4"]])
+def test_what_opens_a_store_has_all_flags_of_stores(command: list[str]) -> None:
+    parser = argparse.ArgumentParser()
+    commands = parser.add_subparsers()
+    for module in (segment, worker):
+        module.add_parser(commands)
+    keys = base64.b64encode(bytes(32)).decode()
+    given = ("--store-format", "int8", "--store-keys", keys, "--engine-cache", "engines")
+    settings = settings_of(parser.parse_args([*command, *given]))
+    assert (settings.store_format, settings.store_keys.get_secret_value()) == ("int8", keys)
+    assert settings.engine_cache == Path("engines")

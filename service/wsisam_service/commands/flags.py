@@ -10,7 +10,10 @@ from pathlib import Path
 from wsisam_service.settings import Settings, load_settings
 
 MODEL_SETTINGS = ("model", "adapters", "own_adapters", "weights", "engine", "precision", "device", "threads")
-CACHE_SETTINGS = ("store", "store_memory_bytes", "store_folder_bytes", "l1_bytes", "tile_cache_bytes")
+CACHE_SETTINGS = (
+    *("store", "store_format", "store_keys", "store_memory_bytes", "store_folder_bytes"),
+    *("l1_bytes", "tile_cache_bytes", "engine_cache"),
+)
 
 _SEVERAL = ("slides", "own_adapters")
 
