@@ -83,6 +83,8 @@ def test_a_number_below_zero_is_told_by_its_flag(flag: str, capsys: pytest.Captu
     [
         (["segment", "x", "--box", "1,2,30,40"], "--mpp", ("nan", "inf", "x")),
         (["segment", "x", "--box", "1,2,30,40"], "--simplify", ("nan", "inf")),
+        (["train", "--data", "x", "-o", "y"], "--held-fraction", ("nan", "2", "-0.1")),
+        (["train", "--data", "x", "-o", "y"], "--min-area", ("nan",)),
         (["precompute", "x"], "--mpp", ("0", "-1", "nan", "inf", "1000")),
     ],
 )
@@ -90,7 +92,8 @@ def test_what_is_no_measure_is_told_by_its_flag(
     command: list[str], flag: str, values: Sequence[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for value in values:
-        assert exit_code([*command, "--url", "http://127.0.0.1:1", flag, value]) == 2
+        server = () if command[0] == "train" else ("--url", "http://127.0.0.1:1")
+        assert exit_code([*command, *server, flag, value]) == 2
         assert flag in capsys.readouterr().err, value
 
 

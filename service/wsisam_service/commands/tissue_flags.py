@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from wsisam_model.config import ModelConfig
 from wsisam_model.train.samples import MIN_AREA_UM2
-from wsisam_service.commands.flags import UsageError
+from wsisam_service.commands.flags import UsageError, finite
 
 if TYPE_CHECKING:
     from wsisam_service.annotated.dataset import Dataset
@@ -36,12 +36,12 @@ def add_tissue(parser: argparse.ArgumentParser) -> None:
         "--hold-out", nargs="*", default=[], metavar="NAME", help="DATASET/PATIENT or DATASET, kept out of training"
     )
     group.add_argument(
-        "--held-fraction", type=float, default=0.0, metavar="PART", help="of the other patients, kept out too [0]"
+        "--held-fraction", type=share, default=0.0, metavar="PART", help="of the other patients, kept out too [0]"
     )
     group.add_argument(
         "--max-objects", type=whole_number, metavar="N", help="at most so many of each set, over all patients"
     )
-    group.add_argument("--min-area", type=float, default=MIN_AREA_UM2, metavar="UM2", help=f"[{MIN_AREA_UM2:.0f}]")
+    group.add_argument("--min-area", type=finite, default=MIN_AREA_UM2, metavar="UM2", help=f"[{MIN_AREA_UM2:.0f}]")
     group.add_argument("--seed", type=whole_number, default=0, help="of splits, prompts and training [0]")
     group.add_argument("--cache", type=Path, default=CACHE_FOLDER, metavar="FOLDER", help=f"[{CACHE_FOLDER}]")
 
@@ -51,6 +51,14 @@ def whole_number(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
     return int(text)
+
+
+def share(text: str) -> float:
+    """What a flag says where it gives a part of a whole, 0 to 1; argparse tells of anything else."""
+    part = finite(text)
+    if not 0 <= part <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 1")
+    return part
 
 
 def tissue_of(options: argparse.Namespace, config: ModelConfig) -> tuple[Dataset, Dataset]:
