@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -120,6 +121,14 @@ sys.exit(main(["info", "x"]))
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
+
+
+def test_a_terminal_of_ascii_alone_is_told_what_it_can_show() -> None:
+    ascii_alone = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""}
+    command = [sys.executable, "-m", "wsisam_service.cli", "segment", "--help"]
+    told = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | ascii_alone)
+    assert (told.returncode, told.stderr) == (0, "")
+    assert "?m per view pixel" in told.stdout
 
 
 @pytest.mark.parametrize("command", [[], ["serve"], ["segment"], ["info"], ["parity"], ["adapters"]])
