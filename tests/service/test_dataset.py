@@ -261,6 +261,13 @@ def test_a_file_that_is_no_geojson_of_areas_is_told_by_name(tmp_path: Path, cont
         read_geojson(tmp_path / "slide.svs", tmp_path / "gone.geojson")
 
 
+def test_a_folder_of_dicom_is_told_to_be_no_source(tmp_path: Path) -> None:
+    annotations = tmp_path / "objects.geojson"
+    annotations.write_text('{"features": []}')
+    with pytest.raises(InvalidRequest, match="not folders of DICOM"):
+        load([f"{tmp_path}={annotations}"], CONFIG)
+
+
 def test_a_folder_without_a_description_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match=r"no meta\.json"):
         load([str(tmp_path)], CONFIG)

@@ -158,8 +158,10 @@ def read_geojson(slide: Path, annotations: Path) -> AnnotatedImage:
     """A slide with the areas of a QuPath GeoJSON (a FeatureCollection, a list, or one Feature), in level-0 pixels.
 
     Lines and points are passed over; an area without an id has its number. The slide is its own unit of splits. Raises
-    `InvalidRequest` for any other file.
+    `InvalidRequest` for any other file, and for a slide that is a folder of DICOM.
     """
+    if slide.is_dir():
+        raise InvalidRequest(f"{slide.name} is a folder; slides to train on are files, not folders of DICOM")
     document = _read_json(annotations)
     objects = []
     try:
