@@ -42,8 +42,9 @@ from wsisam_service.dicom import frames
 from wsisam_service.errors import NotBrightfield, ServiceError, UnreadableSlide
 from wsisam_service.settings import Settings
 from wsisam_service.slides import dicom_files
-from wsisam_service.slides.catalogue import RESCAN_S, Catalogue, ListedSlide
+from wsisam_service.slides.catalogue import RESCAN_S, Catalogue
 from wsisam_service.slides.items import DicomQuery
+from wsisam_service.slides.listing import ListedSlide
 from wsisam_service.slides.opening import open_slide
 from wsisam_service.slides.pixels import read_rectangle
 from wsisam_service.slides.slide import Slide

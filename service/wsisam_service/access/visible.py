@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from wsisam_service.access.identity import Identity
-from wsisam_service.slides.catalogue import Catalogue, SlidePage
+from wsisam_service.slides.catalogue import Catalogue
 from wsisam_service.slides.items import EVERY_SLIDE, DicomQuery
+from wsisam_service.slides.listing import SlidePage
 from wsisam_service.slides.slide import Slide
 
 

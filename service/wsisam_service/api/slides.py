@@ -19,9 +19,9 @@ from wsisam_service.api.problems import problem_entry
 from wsisam_service.api.slide_answers import SlideDetailsAnswer, SlidesAnswer
 from wsisam_service.errors import ImageTooLarge
 from wsisam_service.slides import pixels
-from wsisam_service.slides.catalogue import ListedSlide
 from wsisam_service.slides.items import DicomQuery
 from wsisam_service.slides.lanes import LISTING_LANE, PICTURE_LANE, own_lane
+from wsisam_service.slides.listing import ListedSlide
 from wsisam_service.slides.reader import RgbImage
 from wsisam_service.slides.slide import Slide
 from wsisam_service.views import MAX_REQUEST_MPP, MIN_REQUEST_MPP

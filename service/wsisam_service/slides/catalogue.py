@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import json
 import threading
 import time
 from collections import Counter, OrderedDict
@@ -18,9 +17,10 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 from wsisam_service.dicom.pacs_settings import PacsSettings, is_pacs
-from wsisam_service.errors import InvalidRequest, PacsUnavailable, ServiceError, UnknownSlide, UnreadableSlide
+from wsisam_service.errors import PacsUnavailable, ServiceError, UnknownSlide, UnreadableSlide
 from wsisam_service.slides.items import EVERY_SLIDE, DicomQuery, OpenedSlide, SlideItem, Stamp
 from wsisam_service.slides.lanes import LISTING_LANE, OPENING_LANE, own_lane
+from wsisam_service.slides.listing import ListedSlide, SlidePage, decode_cursor, encode_cursor
 from wsisam_service.slides.pacs import PacsRoot, pacs_roots
 from wsisam_service.slides.reader import SlideReader
 from wsisam_service.slides.roots import Root
@@ -39,24 +39,6 @@ LISTING_WAIT_S = 3.0
 """A listing waits this long for a PACS; what it has not told by then is named with that problem."""
 ID_LENGTH = 20
 """Base32 characters of a slide id: 100 bits."""
-
-
-@dataclass(frozen=True, slots=True)
-class ListedSlide:
-    """One line of a listing: the open slide, or the problem it has."""
-
-    id: str
-    name: str
-    slide: Slide | None
-    problem: ServiceError | None
-
-
-@dataclass(frozen=True, slots=True)
-class SlidePage:
-    """A part of the listing; `next` is the cursor of the next one, None at the end."""
-
-    slides: Sequence[ListedSlide]
-    next: str | None
 
 
 @dataclass(slots=True)
@@ -161,7 +143,7 @@ class Catalogue:
         """Slides whose names contain `q` in any case and that `dicom` means, by name, from `cursor` on; those of the
         roots named in `roots`, of all with None. Raises `InvalidRequest`.
         """
-        after = None if cursor is None else _decode_cursor(cursor)
+        after = None if cursor is None else decode_cursor(cursor)
         if dicom != EVERY_SLIDE:  # asked for by name: it may have come to the PACS a moment ago
             for pacs in self._pacs:
                 pacs.refresh(max_age_s=RESCAN_S)
@@ -178,7 +160,7 @@ class Catalogue:
         with ThreadPoolExecutor(LISTING_THREADS, thread_name_prefix="listing") as threads:
             told |= zip((entry.id for entry in here), threads.map(self._listed, here), strict=True)
         slides = [listed for entry in page if (listed := told[entry.id]) is not None]
-        return SlidePage(slides, _encode_cursor(page[-1].order) if len(rest) > len(page) else None)
+        return SlidePage(slides, encode_cursor(page[-1].order) if len(rest) > len(page) else None)
 
     def fingerprints(self) -> set[str]:
         """Of the slides that have been opened."""
@@ -392,15 +374,3 @@ def _slide_id(identity: str, relative: str) -> str:
     told = f"{identity}\n{relative}".encode("utf-8", "surrogateescape")  # a file's name need not be UTF-8
     digest = hashlib.sha256(told).digest()
     return base64.b32encode(digest).decode("ascii").lower()[:ID_LENGTH]
-
-
-def _encode_cursor(order: tuple[str, str]) -> str:
-    return base64.urlsafe_b64encode(json.dumps(order).encode()).decode("ascii")
-
-
-def _decode_cursor(cursor: str) -> tuple[str, str]:
-    try:
-        name, slide_id = json.loads(base64.urlsafe_b64decode(cursor.encode("ascii")))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise InvalidRequest("The cursor is not one that this service gave.") from error
-    return str(name), str(slide_id)
