@@ -166,12 +166,13 @@ def test_beyond_loopback_it_serves_only_where_callers_are_asked_or_somebody_else
 ) -> None:
     started = []
 
-    async def note(*_: object) -> None:
-        started.append(True)
+    async def nothing(*_: object, **__: object) -> None:
+        """In place of serving."""
 
     monkeypatch.setattr(serve, "is_loopback", lambda host: False)
     monkeypatch.setattr(serve, "configure_logging", lambda: None)  # this process is pytest's
-    monkeypatch.setattr(serve, "_serve", note)
+    monkeypatch.setattr(serve, "_build", lambda *_: started.append(True))
+    monkeypatch.setattr(serve, "serve_app", nothing)
     assert cli.main(["serve", "--slides", str(slides), "--port", "0", *settings]) == (0 if served else 2)
     assert bool(started) is served
     if not served:
