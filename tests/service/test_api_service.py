@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from fastapi import FastAPI
 from stand_ins import NumpyExecutor
 
 from wsisam_service.errors import INTERNAL, METHOD_NOT_ALLOWED, PROBLEMS
+from wsisam_service.slides.catalogue import Catalogue
 
 
 async def test_ready_only_while_the_model_is_warm(client: httpx.AsyncClient, executor: NumpyExecutor) -> None:
@@ -24,6 +28,29 @@ async def test_ready_only_while_the_model_is_warm(client: httpx.AsyncClient, exe
     assert (await client.get("/healthz")).status_code == 200
     executor.broken = True
     assert (await client.get("/healthz")).status_code == 503
+
+
+async def test_a_crowd_that_asks_for_readiness_keeps_no_probe_out(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, begun, go, looks = asyncio.get_running_loop(), asyncio.Event(), threading.Event(), list[Catalogue]()
+
+    def look_slowly(catalogue: Catalogue) -> bool:
+        looks.append(catalogue)
+        loop.call_soon_threadsafe(begun.set)
+        assert go.wait(60)
+        return True
+
+    monkeypatch.setattr(Catalogue, "readable", look_slowly)
+    first = asyncio.create_task(client.get("/readyz"))
+    await begun.wait()
+    crowd = [asyncio.create_task(client.get("/readyz")) for _ in range(30)]
+    await client.get("/healthz")  # all of them have asked by now
+    go.set()
+    assert {answer.status_code for answer in await asyncio.gather(first, *crowd)} == {200}
+    assert len(looks) == 1
+    assert (await client.get("/readyz")).status_code == 200
+    assert len(looks) == 2
 
 
 async def test_info_has_version_models_and_limits(client: httpx.AsyncClient) -> None:

@@ -40,6 +40,6 @@ class VisibleSlides:
         """See `Catalogue.pacs_states`."""
         return self._catalogue.pacs_states()
 
-    def readable(self) -> bool:
+    async def is_readable(self) -> bool:
         """Whether every root can be listed now, also those that the identity does not see."""
-        return self._catalogue.readable()
+        return await self._catalogue.is_readable()

@@ -16,7 +16,6 @@ from wsisam_service.audit.trail import AuditTrail
 from wsisam_service.errors import NotReady
 from wsisam_service.pictures.picture_slide import PICTURE_MODE
 from wsisam_service.segmenting.segmenter import MAX_PROMPTS
-from wsisam_service.slides.lanes import READINESS_LANE
 from wsisam_service.views import MAX_REQUEST_MPP, MIN_REQUEST_MPP
 
 DISTRIBUTION = "wsisam"
@@ -49,7 +48,7 @@ async def readyz(request: Request, services: ServicesDep) -> PlainTextResponse:
     """
     if not await services.executor.ready():
         raise NotReady("the model is not loaded yet", retry_after_s=2)
-    if not await READINESS_LANE.run(services.catalogue.readable):
+    if not await services.catalogue.is_readable():
         raise NotReady("a root of the slides cannot be read", retry_after_s=5)
     trail: AuditTrail = request.app.state.audit
     return PlainTextResponse("\n".join(("ready", *trail.states(), *services.catalogue.pacs_states(), "")))

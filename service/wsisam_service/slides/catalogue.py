@@ -15,11 +15,12 @@ from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from typing import Any
 
 from wsisam_service.dicom.pacs_settings import PacsSettings, is_pacs
 from wsisam_service.errors import PacsUnavailable, ServiceError, UnknownSlide, UnreadableSlide
 from wsisam_service.slides.items import EVERY_SLIDE, DicomQuery, OpenedSlide, SlideItem, Stamp
-from wsisam_service.slides.lanes import LISTING_LANE, OPENING_LANE, own_lane
+from wsisam_service.slides.lanes import LISTING_LANE, OPENING_LANE, READINESS_LANE, own_lane
 from wsisam_service.slides.listing import ListedSlide, SlidePage, decode_cursor, encode_cursor
 from wsisam_service.slides.pacs import PacsRoot, pacs_roots
 from wsisam_service.slides.reader import SlideReader
@@ -93,10 +94,18 @@ class Catalogue:
         self._scanning = threading.Lock()
         self._readers: OrderedDict[tuple[str, Stamp], SlideReader] = OrderedDict()
         self._readers_lock = threading.Lock()
+        self._looking: asyncio.Future[bool] | None = None
 
     def readable(self) -> bool:
         """Whether every root of files can be listed now."""
         return all(root.readable() for root in self._roots if isinstance(root, Root))
+
+    async def is_readable(self) -> bool:
+        """As `readable`, for the event loop: one look for all who ask meanwhile, so that no crowd keeps others out."""
+        if self._looking is None:
+            self._looking = asyncio.ensure_future(READINESS_LANE.run(self.readable))
+            self._looking.add_done_callback(self._looked)
+        return await asyncio.shield(self._looking)
 
     @property
     def root_names(self) -> Sequence[str]:
@@ -277,6 +286,10 @@ class Catalogue:
         entry.item, entry.checked_s = item, now
         return entry
 
+    def _looked(self, looking: asyncio.Future[bool]) -> None:
+        self._looking = None
+        _look_at(looking)
+
     def _is_fresh(self, entry: _Entry) -> bool:
         return self._clock() - entry.checked_s < FRESH_S
 
@@ -365,7 +378,7 @@ class Catalogue:
             reader.drop_tiles()
 
 
-def _look_at(asked: asyncio.Future[Slide]) -> None:
+def _look_at(asked: asyncio.Future[Any]) -> None:
     """Whoever waited may be gone, and asyncio tells of what nobody has looked at."""
     _ = asked.cancelled() or asked.exception()
 

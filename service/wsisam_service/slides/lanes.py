@@ -58,9 +58,7 @@ SHARED_LANE = Lane("slides", threads=16)
 and slides are opened elsewhere, so that a look whether a file is still the same waits for no slow disk of others."""
 OPENING_LANE = Lane("openings", threads=6)
 """For opening files, once for all who ask meanwhile."""
-READINESS_LANE = BoundedLane(
-    "readiness", threads=1, waiting=8, refusal="Whether the roots of the slides can be read is not known yet."
-)
+READINESS_LANE = Lane("readiness", threads=1)
 """For whether the roots can be read, which says nothing of how busy the other lanes are."""
 SENT_LANE = Lane("pictures-sent", threads=max(2, os.cpu_count() or 1))
 """For pictures that came with their request: to decode them, to read views of them, and what is found on them. None of
