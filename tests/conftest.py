@@ -8,10 +8,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import settings
 
 from wsisam_service.slides.write import write_pyramid
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+# A change is judged by the same examples every time; `pytest --hypothesis-profile wide` looks for new ones.
+settings.register_profile("same", deadline=None, derandomize=True, database=None)
+settings.register_profile("wide", deadline=None, max_examples=5000, print_blob=True)
+settings.load_profile("same")
 
 
 @pytest.fixture(scope="session")

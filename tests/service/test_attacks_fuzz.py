@@ -36,7 +36,7 @@ from wsisam_service.slides.opening import open_slide
 
 TILE = 256
 GREY = np.full((TILE, TILE, 3), 128, np.uint8)
-FUZZ = settings(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+FUZZ = settings(suppress_health_check=list(HealthCheck))
 
 
 def write_tile(path: Path, data: bytes, compression: str, side: int = TILE) -> Path:

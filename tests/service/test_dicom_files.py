@@ -461,7 +461,7 @@ def test_a_length_that_lies_and_a_deflated_header_are_refused_without_reading_on
     assert isinstance(problem_of(tmp_path), UnreadableSlide)
 
 
-@hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 255)), min_size=1, max_size=12))
 def test_no_change_of_a_header_gives_anything_but_pixels_or_a_typed_problem(
     tissue: Tissue, tmp_path: Path, changes: list[tuple[int, int]]

@@ -33,7 +33,6 @@ from dicom_slides import (
     write_concatenation,
 )
 from hypothesis import given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pacs_server import Handler, PacsServer, metadata_of
 from processes import wait_until
@@ -719,7 +718,6 @@ def test_views_of_every_step_are_the_same_from_both(pacs: PacsServer, tissue: Ti
 JUNK = st.one_of(st.none(), st.integers(), st.text(max_size=5), st.lists(st.integers(), max_size=2), st.just({"a": []}))
 
 
-@hypothesis_settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 10_000), JUNK), min_size=1, max_size=4))
 def test_no_metadata_gives_anything_but_an_image_or_a_typed_problem(changes: list[tuple[int, Any]]) -> None:
     metadata = orjson.loads(METADATA)

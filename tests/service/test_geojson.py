@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import shapely
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from rasterio import features
@@ -57,7 +57,6 @@ def assert_qupath_reads(geometry: dict) -> None:
         assert area.area < area.envelope.area
 
 
-@settings(max_examples=60, deadline=None)
 @given(masks, placements, st.sampled_from((0.0, 0.2, 0.5, 1.5)))
 def test_outlines_are_valid_for_qupath(mask: np.ndarray, placement: Placement, simplify: float) -> None:
     area = geojson.outline(mask, placement, simplify)
@@ -67,7 +66,6 @@ def test_outlines_are_valid_for_qupath(mask: np.ndarray, placement: Placement, s
         assert_qupath_reads(feature["geometry"])
 
 
-@settings(max_examples=60, deadline=None)
 @given(masks, st.sampled_from((0.0, 0.2, 0.5)))
 def test_rasterised_outline_is_the_mask(mask: np.ndarray, simplify: float) -> None:
     area = geojson.outline(mask, Placement(), simplify)
@@ -76,7 +74,6 @@ def test_rasterised_outline_is_the_mask(mask: np.ndarray, simplify: float) -> No
     assert union == 0 or np.count_nonzero(drawn & mask) / union >= 0.98
 
 
-@settings(max_examples=30, deadline=None)
 @given(blobs())
 def test_outline_stays_within_half_a_view_pixel(mask: np.ndarray) -> None:
     exact, simplified = border.along_edges(mask), geojson.outline(mask, Placement())
@@ -84,7 +81,6 @@ def test_outline_stays_within_half_a_view_pixel(mask: np.ndarray) -> None:
         assert shapely.hausdorff_distance(exact.boundary, simplified.boundary) <= 0.5 + 0.01
 
 
-@settings(max_examples=60, deadline=None)
 @given(masks)
 def test_an_exact_outline_is_what_gdal_traces(mask: np.ndarray) -> None:
     pixels = mask.astype(np.uint8)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 import shapely
 import shapely.geometry
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from rasterio import features
@@ -32,7 +32,6 @@ PLACES = st.tuples(st.floats(-500, 3000), st.floats(-500, 3000))
 SCALES = st.sampled_from([0.125, 0.25, 0.5, 1.0, 2.0, 8.0])
 
 
-@settings(max_examples=200, deadline=None)
 @given(masks(), PLACES, SCALES)
 def test_every_answer_is_one_that_every_qupath_reads(mask: Mask, origin: tuple[float, float], scale: float) -> None:
     one = feature(mask, origin, scale, quality=0.9, sam_model="vit_l")
@@ -56,7 +55,6 @@ def test_every_answer_is_one_that_every_qupath_reads(mask: Mask, origin: tuple[f
         assert not (len(polygon.exterior.coords) == 5 and polygon.equals(polygon.envelope) and polygon is geometry)
 
 
-@settings(max_examples=100, deadline=None)
 @given(masks(), SCALES)
 def test_the_outline_drawn_again_is_the_mask(mask: Mask, scale: float) -> None:
     one = feature(mask, (0.0, 0.0), scale, quality=0.9, sam_model="vit_l")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from wsisam_service.errors import ImageTooLarge, InvalidNumber
@@ -122,7 +122,6 @@ def enlarged(image: Pixels, origin: tuple[float, float], scale: float) -> npt.ND
     return upper * (1 - v) + lower * v
 
 
-@settings(deadline=None)  # other processes may hold the cores
 @given(origin=st.tuples(st.floats(20, 60), st.floats(20, 60)), scale=st.floats(0.5, 9.0))
 def test_fractional_origins_and_scales_land_where_they_say(origin: tuple[float, float], scale: float) -> None:
     side = 8

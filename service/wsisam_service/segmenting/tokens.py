@@ -51,7 +51,7 @@ class TokenSigner:
             *(view.side, view.k, view.cx, view.cy, view.slide_mpp),
         ]
         payload = json.dumps(members, separators=(",", ":")).encode()
-        return base64.urlsafe_b64encode(self._signature(payload) + payload).rstrip(b"=").decode("ascii")
+        return _as_text(self._signature(payload) + payload)
 
     def verify(self, text: str) -> RefineToken:
         """The token that `sign` made `text` of. Raises `RefineExpired` for any other text, and after its time."""
@@ -59,6 +59,9 @@ class TokenSigner:
             raw = base64.b64decode(text.encode("ascii") + b"=" * (-len(text) % 4), altchars=b"-_", validate=True)
         except (UnicodeEncodeError, binascii.Error) as error:
             raise RefineExpired("the refine token is none of this server's") from error
+        # Base64 has several texts of the same bytes: "+" read as "-", spare bits of the last character. One is ours.
+        if _as_text(raw) != text:
+            raise RefineExpired("the refine token is none of this server's")
         signature, payload = raw[:_SIGNATURE_BYTES], raw[_SIGNATURE_BYTES:]
         if not hmac.compare_digest(signature, self._signature(payload)):
             raise RefineExpired("the refine token is none of this server's")
@@ -73,6 +76,11 @@ class TokenSigner:
 
     def _signature(self, payload: bytes) -> bytes:
         return hmac.digest(self._key, payload, "sha256")[:_SIGNATURE_BYTES]
+
+
+def _as_text(raw: bytes) -> str:
+    """URL-safe base64 without padding (RFC 4648, section 5)."""
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode("ascii")
 
 
 def key_fingerprint(fingerprint: str, key: bytes | None) -> str:
