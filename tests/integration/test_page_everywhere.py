@@ -208,6 +208,15 @@ def test_on_a_phone_the_status_is_on_the_screen(browser: Any, url: str, slide_id
     page.context.close()
 
 
+@pytest.mark.parametrize("width", [320, 430, 705, 759])
+def test_on_a_phone_every_tool_has_the_room_it_takes(browser: Any, url: str, slide_id: str, width: int) -> None:
+    page = SlidePage(browser, url, slide_id, (256, 256), viewport={"width": width, "height": 700})
+    page.wait()
+    wider = "buttons => buttons.filter(button => button.scrollWidth > button.clientWidth).map(button => button.id)"
+    assert page.page.eval_on_selector_all(".groups button", wider) == []
+    page.context.close()
+
+
 def test_alt_click_and_right_button_exclude(page: SlidePage) -> None:
     page.answer_of(lambda: page.draw_box(BOX))
     page.page.keyboard.press("p")
