@@ -54,9 +54,9 @@ MaskFormat = Literal["rle", "geojson", "both"]
 DEFAULT_SIMPLIFY = geojson.DEFAULT_SIMPLIFY
 MAX_PROMPTS = 256
 MAX_MASK_PIXELS = MAX_PROMPTS * 1024 * 1024
+"""Of all masks that come with a request: as many of SAM's own size as it may have prompts."""
 MAX_MASK_CHARACTERS = 4 << 20
 """Of all masks of a request; that of an intricate object has some ten thousand, and each costs a microsecond."""
-"""Of all masks that come with a request: as many of SAM's own size as it may have prompts."""
 MAX_RETRIES = 2
 """How often a prompt is decoded again, one step coarser each time."""
 FEW_POINTS = 8
