@@ -10,10 +10,8 @@ from tqdm import tqdm
 
 from wsisam_model.config import model_config
 from wsisam_model.train.samples import KINDS, ONE_CLICK
-from wsisam_service.commands.flags import UsageError, add_settings, settings_of
+from wsisam_service.commands.flags import MODEL_SETTINGS, UsageError, add_settings, settings_of
 from wsisam_service.commands.tissue_flags import add_tissue, make_folder, progress_bar, tissue_of, whole_number
-
-MODEL_SETTINGS = ("model", "adapters", "own_adapters", "weights", "engine", "precision", "device", "threads")
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
