@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from wsisam_service.dicom.per_frame import PER_FRAME_GROUPS
 from wsisam_service.errors import NotSupported, ServiceError, UnreadableSlide
 
 if TYPE_CHECKING:
@@ -30,9 +31,6 @@ _EMPTY_IF_ABSENT = (
     "ReferringPhysicianName",
 )
 """Attributes that the standard wants in every object, with no value where none is known."""
-
-PER_FRAME_GROUPS = 0x52009230
-"""Tag of what a header says of each frame: of no use here, nor anything behind it, and large for a sparse slide."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +60,7 @@ def source_image(header: pydicom.Dataset) -> pydicom.Dataset:
     """
     import pydicom
 
+    # What it says of each frame is of no use here, nor anything behind that, and large for a sparse slide.
     image = copy.deepcopy(header[:PER_FRAME_GROUPS])
     image.walk(_decode_names)
     image.SpecificCharacterSet = "ISO_IR 192"  # holds any name, whatever the slide was written with

@@ -17,6 +17,7 @@ FramePlaces = npt.NDArray[np.float64]
 """(frames, 3): column and row of each frame's first pixel in the whole level, from 1, and its height in µm."""
 
 PER_FRAME_GROUPS = 0x52009230
+"""Tag of what a header says of each frame."""
 NO_PLACES = "The DICOM header does not say where the frames lie."
 
 _TAG = struct.pack("<HH", PER_FRAME_GROUPS >> 16, PER_FRAME_GROUPS & 0xFFFF)
