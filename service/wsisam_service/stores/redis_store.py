@@ -18,7 +18,7 @@ import redis
 
 from wsisam_service.jobs import FIRST_MARK, CacheTier, Purges
 from wsisam_service.stores.breaker import Breaker
-from wsisam_service.stores.embeddings import Claim, Unclaimed
+from wsisam_service.stores.embeddings import Claim, Unclaimed, has_part
 from wsisam_service.stores.redis_urls import check_url, connect
 
 _T = TypeVar("_T")
@@ -104,7 +104,7 @@ class RedisStore:
     async def delete_matching(self, part: str) -> int:
         def delete(client: Any) -> int:
             found = client.scan_iter(match=f"{_ROOT}:{self._namespace}:*{_plain_glob(part)}*", count=_SCAN)
-            matching = [key for key in found if part in key.decode().split(":")]
+            matching = [key for key in found if has_part(key.decode(), part)]
             return sum(client.unlink(key) for key in matching)
 
         return await self._call(delete, bounded=False)
