@@ -22,10 +22,6 @@ class VisibleSlides:
         """The same catalogue for somebody else."""
         return VisibleSlides(self._catalogue, identity)
 
-    def get(self, slide_id: str) -> Slide:
-        """See `Catalogue.get`."""
-        return self._catalogue.get(slide_id, self._roots)
-
     async def open(self, slide_id: str) -> Slide:
         """See `Catalogue.open`."""
         return await self._catalogue.open(slide_id, self._roots)

@@ -18,8 +18,6 @@ from wsisam_service.pictures.picture_slide import PICTURE_MODE
 from wsisam_service.segmenting.segmenter import MAX_PROMPTS
 from wsisam_service.views import MAX_REQUEST_MPP, MIN_REQUEST_MPP
 
-DISTRIBUTION = "wsisam"
-
 router = APIRouter(tags=["service"])
 
 
@@ -73,4 +71,4 @@ async def info(services: ServicesDep) -> Response:
         "mpp": [MIN_REQUEST_MPP, MAX_REQUEST_MPP],
     }
     offered = await services.executor.info()
-    return json_response({"version": version(DISTRIBUTION), **offered, "pictures": PICTURE_MODE, "limits": limits})
+    return json_response({"version": version("wsisam"), **offered, "pictures": PICTURE_MODE, "limits": limits})

@@ -22,9 +22,6 @@ from wsisam_service.slides.tiles import TileCache
 VENDOR = "dicom"
 NAME_DIGITS = 12
 
-_Tile = tuple[int, int]
-"""(level, number of the tile in its level)."""
-
 
 class FrameSource(Protocol):
     """Where compressed frames come from; safe for concurrent use."""
