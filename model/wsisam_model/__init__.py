@@ -1,8 +1,8 @@
 """The WSI-SAM network and everything that needs torch.
 
-Importing this package imports nothing heavy. `config`, `errors` and `prompts` are free of torch and are the only
-modules the gateway may import; `load_model` brings in the rest when it is first asked for. Where a script
-imports torch before this package, OpenVINO is a tenth slower in it.
+Importing this package imports nothing heavy. `config`, `errors`, `prompts`, `point_box` and `quality` are free of torch
+and are the only modules the gateway may import; `load_model` brings in the rest when it is first asked for. Where a
+script imports torch before this package, OpenVINO is a tenth slower in it.
 """
 
 from __future__ import annotations
