@@ -16,8 +16,9 @@ from torch import Tensor
 from wsisam_model.adapters import Adapters
 from wsisam_model.network import WsiSam
 from wsisam_model.preprocessing import Floats
-from wsisam_model.prompt_encoder import PADDING_KIND, WIDTH
+from wsisam_model.prompt_encoder import PADDING_KIND
 from wsisam_model.prompt_tensors import FILLER_KIND
+from wsisam_model.transformer import WIDTH
 
 
 class InputTokens:

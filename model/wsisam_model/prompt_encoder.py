@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from wsisam_model.layers import LayerNorm2d
+from wsisam_model.transformer import WIDTH
 
-WIDTH = 256
-"""Channels of tokens, image embedding and dense prompt."""
 GRID = 64
 """Side of the image embedding, for every backbone."""
 PADDING_KIND = 4

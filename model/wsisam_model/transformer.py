@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 HEADS = 8
 WIDTH = 256
+"""Channels of tokens, image embedding and dense prompt."""
 CROSS_WIDTH = 128
 """Inner width of the attentions between tokens and image."""
 MLP_WIDTH = 2048
