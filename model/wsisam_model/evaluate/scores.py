@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from wsisam_model.embedding import Embedding
 from wsisam_model.evaluate.metrics import boundary_f, dice, iou
 from wsisam_model.point_box import worth_a_wider_look
 from wsisam_model.predictor import Decoded, DecodeRequest, DecoderView, Predictor
@@ -17,10 +16,8 @@ from wsisam_model.prompts import Prompt
 from wsisam_model.quality import stability
 from wsisam_model.specks import without_specks
 from wsisam_model.train import draws
+from wsisam_model.train.cache import Embed
 from wsisam_model.train.samples import Case, Mask, Pixels, Sample
-
-Embed = Callable[[Pixels], Embedding]
-"""The embedding of a view, from a cache or from the encoder."""
 
 FROZEN, HR, HR_LR, WRONG_LR = "frozen", "HR", "HR+LR", "HR+wrong LR"
 VARIANTS = (FROZEN, HR, HR_LR)

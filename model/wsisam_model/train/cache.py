@@ -12,6 +12,8 @@ from wsisam_model.errors import CheckpointError
 from wsisam_model.train.samples import Pixels
 
 Encode = Callable[[Sequence[Pixels]], Sequence[Embedding]]
+Embed = Callable[[Pixels], Embedding]
+"""The embedding of a view, from a cache or from the encoder."""
 BATCH = 4
 HELD_BATCH = 64
 

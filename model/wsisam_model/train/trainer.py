@@ -19,18 +19,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from wsisam_model.embedding import Embedding
 from wsisam_model.errors import CheckpointError
 from wsisam_model.prompt_encoder import GRID
 from wsisam_model.prompts import MASK_SIDE, Prompt
 from wsisam_model.train import draws
+from wsisam_model.train.cache import Embed
 from wsisam_model.train.forward import CELL, WHOLE, Query, TrainingDecoder, Window
 from wsisam_model.train.losses import mask_loss
 from wsisam_model.train.recipe import Recipe
-from wsisam_model.train.samples import Mask, Pixels, Sample
-
-Embed = Callable[[Pixels], Embedding]
-"""The embedding of a view, from a cache."""
+from wsisam_model.train.samples import Mask, Sample
 
 WINDOW_MARGIN = 1.5
 """A window is this much larger than the object, so that what lies around it counts too."""

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from wsisam_model.adapters import Adapters
     from wsisam_model.checkpoints import AdapterWeights, BaseWeights
     from wsisam_model.config import ModelConfig
-    from wsisam_model.evaluate.scores import Embed
     from wsisam_model.network import WsiSam
     from wsisam_model.predictor import Predictor
+    from wsisam_model.train.cache import Embed
     from wsisam_model.train.forward import TrainingDecoder
     from wsisam_model.train.recipe import Recipe
     from wsisam_model.train.samples import Sample
