@@ -41,8 +41,7 @@ def centred(view: View, box: Box) -> View:
 
 
 def case_of(tissue: Tissue, item: AnnotatedObject, view: View, box: Box, kind: str) -> Case:
-    corners = (*view.index_from_level0(*box[:2]), *view.index_from_level0(*box[2:]))
-    return Case(tissue.sample(item, view), kind, Prompt(box=corners))
+    return Case(tissue.sample(item, view), kind, Prompt(box=view.index_box_from_level0(box)))
 
 
 def pairs(data: dataset.Dataset) -> Iterator[tuple[Case, Case]]:

@@ -97,6 +97,10 @@ class View:
         x0, y0 = self.origin_level0
         return (x - x0) / self.scale - 0.5, (y - y0) / self.scale - 0.5
 
+    def index_box_from_level0(self, box: Box) -> Box:
+        """A level-0 box in the view-index frame."""
+        return (*self.index_from_level0(*box[:2]), *self.index_from_level0(*box[2:]))
+
     def level0_from_edge(self, x: float, y: float) -> tuple[float, float]:
         """A view-edge position in level 0."""
         x0, y0 = self.origin_level0

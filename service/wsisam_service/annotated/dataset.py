@@ -137,8 +137,7 @@ class Dataset:
             view = self._view(box, tissue)
             if finer:
                 view = view_for_extent(box, self.config.image_size, tissue.mpp, mpp=view.mpp / 2)
-            corners = (*view.index_from_level0(*box[:2]), *view.index_from_level0(*box[2:]))
-            return Case(tissue.sample(item, view), kind, Prompt(box=corners))
+            return Case(tissue.sample(item, view), kind, Prompt(box=view.index_box_from_level0(box)))
         positive, negative = POINTS[kind]
         found = self._points(tissue, item, positive, negative, rng)
         clicks = [place for place, label in found if label]

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import numpy as np
 
+from wsisam_model.prompts import Prompt
 from wsisam_service.jobs import DEFAULT_ADAPTERS, NO_ADAPTERS, DecodeJob, Timings, ViewPixels
 from wsisam_service.settings import Settings
 from wsisam_service.slides.pixels import read_view
@@ -29,7 +30,6 @@ from wsisam_service.views import View, view_for_extent
 
 if TYPE_CHECKING:
     from wsisam_model.predictor import Predictor
-    from wsisam_model.prompts import Prompt
 
 READY_TIMEOUT_S = 180.0
 GRID_STEP_PX = 128
@@ -95,7 +95,7 @@ def measure(
         for number, box in zip(range(-1, rounds), boxes(slide), strict=False):
             views = _views(slide, box, predictor)
             pixels = [read_view(slide, view) for view in views]
-            prompt = _prompt(box, views[0])
+            prompt = Prompt(box=views[0].index_box_from_level0(box))
             body = {"prompts": [{"box": box}]}
             timed: dict[str, Callable[[], object]] = {
                 "cold click": partial(_click, client, slide_id, body),
@@ -201,12 +201,6 @@ def _views(slide: Slide, box: tuple[float, float, float, float], predictor: Pred
     slide_mpp, _ = slide.slide_mpp(predictor.config.default_mpp)
     view = view_for_extent(box, predictor.config.image_size, slide_mpp)
     return view, view.coarser()
-
-
-def _prompt(box: tuple[float, float, float, float], view: View) -> Prompt:
-    from wsisam_model.prompts import Prompt
-
-    return Prompt(box=(*view.index_from_level0(*box[:2]), *view.index_from_level0(*box[2:])))
 
 
 def _click(client: httpx.Client, slide_id: str, body: Mapping[str, Any]) -> None:

@@ -75,8 +75,7 @@ class Proposal:
 
     def prompt(self) -> Prompt:
         if self.box is not None:
-            corners = (*self.view.index_from_level0(*self.box[:2]), *self.view.index_from_level0(*self.box[2:]))
-            return Prompt(box=corners)
+            return Prompt(box=self.view.index_box_from_level0(self.box))
         assert self.point is not None
         return Prompt(points=(self.view.index_from_level0(*self.point),), labels=(1,))
 

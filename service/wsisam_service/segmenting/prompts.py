@@ -178,11 +178,8 @@ class Target:
         """As the network takes it on `view`. Negative points outside the view say nothing there and are left out."""
         negative = [point for point in self.negative if view.contains((*point, *point))]
         points = (*self.positive, *negative)
-        corners = None
-        if self.box is not None:
-            corners = (*view.index_from_level0(*self.box[:2]), *view.index_from_level0(*self.box[2:]))
         return Prompt(
-            box=corners,
+            box=None if self.box is None else view.index_box_from_level0(self.box),
             points=tuple(view.index_from_level0(x, y) for x, y in points),
             labels=(1,) * len(self.positive) + (0,) * len(negative),
             mask_hr=None if self.mask is None else self.mask.logits(view),
