@@ -8,7 +8,7 @@ import numpy as np
 
 from wsisam_service.pictures.picture import Picture
 from wsisam_service.slides.lanes import SENT_LANE
-from wsisam_service.slides.reader import Level, RgbImage, SlideInfo, SlideReader
+from wsisam_service.slides.reader import Level, RgbImage, SlideInfo, SlideReader, paste
 from wsisam_service.slides.slide import Slide
 
 PICTURE_ID = "picture"
@@ -28,10 +28,7 @@ class _PictureReader(SlideReader):
 
     def read_region(self, level: int, x: int, y: int, width: int, height: int) -> RgbImage:
         region = np.full((height, width, 3), 255, np.uint8)
-        x0, x1 = max(x, 0), min(x + width, self.width)
-        y0, y1 = max(y, 0), min(y + height, self.height)
-        if x0 < x1 and y0 < y1:
-            region[y0 - y : y1 - y, x0 - x : x1 - x] = self._picture.pixels[y0:y1, x0:x1]
+        paste(region, self._picture.pixels, -x, -y)
         return region
 
 

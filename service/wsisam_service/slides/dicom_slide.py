@@ -16,7 +16,7 @@ from wsisam_service.dicom.codec import decode_frame
 from wsisam_service.dicom.image import SlideImage
 from wsisam_service.dicom.pyramid import build_pyramid
 from wsisam_service.dicom.source import DicomSource
-from wsisam_service.slides.reader import Level, RgbImage, SlideInfo, SlideReader
+from wsisam_service.slides.reader import Level, RgbImage, SlideInfo, SlideReader, paste
 from wsisam_service.slides.tiles import TileCache
 
 VENDOR = "dicom"
@@ -83,7 +83,7 @@ class DicomReader(SlideReader):
         for number, tile in self._pixels(level, numbers):
             left, top = int(shown.x[number]), int(shown.y[number])
             inside = tile[: shown.matrix[1] - top, : shown.matrix[0] - left]  # tiles at the far edges are padded
-            _paste(region, inside, left - x, top - y)
+            paste(region, inside, left - x, top - y)
         return region
 
     def drop_tiles(self) -> None:
@@ -130,10 +130,3 @@ def series_name(series_uid: str) -> str:
 def series_fingerprint(sop_uids: Iterable[str]) -> str:
     """SHA-256 over the sorted SOP instance UIDs joined by newlines (DESIGN.md section 4)."""
     return hashlib.sha256("\n".join(sorted(sop_uids)).encode("ascii")).hexdigest()
-
-
-def _paste(region: RgbImage, tile: RgbImage, left: int, top: int) -> None:
-    """Put `tile` at (`left`, `top`) of `region`, as far as it reaches into it."""
-    target = region[max(top, 0) : max(top + tile.shape[0], 0), max(left, 0) : max(left + tile.shape[1], 0)]
-    piece = tile[max(-top, 0) :, max(-left, 0) :][: target.shape[0], : target.shape[1]]
-    target[: piece.shape[0], : piece.shape[1]] = piece

@@ -9,7 +9,7 @@ from PIL import Image
 
 from wsisam_service.errors import NotBrightfield, UnreadableSlide
 from wsisam_service.pictures.picture import rgb_of
-from wsisam_service.slides.reader import Level, RgbImage, SlideInfo, SlideReader
+from wsisam_service.slides.reader import Level, RgbImage, SlideInfo, SlideReader, paste
 from wsisam_service.slides.source import ByteSource, stream
 from wsisam_service.slides.tiles import TileCache
 
@@ -37,12 +37,8 @@ class PictureReader(SlideReader):
         self.info = SlideInfo((Level(width, height),))
 
     def read_region(self, level: int, x: int, y: int, width: int, height: int) -> RgbImage:
-        picture = self._tiles.get((self._number, level, 0), self._decode)
         region = np.full((height, width, 3), 255, np.uint8)
-        x0, x1 = max(x, 0), min(x + width, self.width)
-        y0, y1 = max(y, 0), min(y + height, self.height)
-        if x0 < x1 and y0 < y1:
-            region[y0 - y : y1 - y, x0 - x : x1 - x] = picture[y0:y1, x0:x1]
+        paste(region, self._tiles.get((self._number, level, 0), self._decode), -x, -y)
         return region
 
     def drop_tiles(self) -> None:

@@ -79,3 +79,9 @@ class SlideReader(ABC):
 
     def drop_tiles(self) -> None:  # noqa: B027  # a reader without a cache has nothing to drop
         """Forget decoded pixels held in memory."""
+
+
+def paste(region: RgbImage, tile: RgbImage, left: int, top: int) -> None:
+    """Put `tile` at (`left`, `top`) of `region`, as far as it reaches into it."""
+    target = region[max(top, 0) : max(top + tile.shape[0], 0), max(left, 0) : max(left + tile.shape[1], 0)]
+    target[:] = tile[max(-top, 0) :, max(-left, 0) :][: target.shape[0], : target.shape[1]]

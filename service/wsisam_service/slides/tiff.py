@@ -26,7 +26,7 @@ from tiffslide import TiffSlide
 
 from wsisam_service.errors import ServiceError, UnreadableSlide
 from wsisam_service.slides import codestreams, ome_xml
-from wsisam_service.slides.reader import RgbImage, SlideReader
+from wsisam_service.slides.reader import RgbImage, SlideReader, paste
 from wsisam_service.slides.source import ByteSource, stream
 from wsisam_service.slides.tiff_facts import (
     COLOURS,
@@ -159,11 +159,8 @@ class _TilePixels:
 
         def place(position: tuple[int, int]) -> None:
             row, column = position
-            tile = self._tile(level, row * layout.columns + column)
-            left, top = column * layout.tile_width - x, row * layout.tile_height - y
-            target = region[max(top, 0) : top + layout.tile_height, max(left, 0) : left + layout.tile_width]
-            piece = tile[max(-top, 0) :, max(-left, 0) :][: target.shape[0], : target.shape[1]]
-            target[: piece.shape[0], : piece.shape[1]] = piece
+            tile = self._tile(level, row * layout.columns + column)[: layout.tile_height, : layout.tile_width]
+            paste(region, tile, column * layout.tile_width - x, row * layout.tile_height - y)
 
         for _ in _DECODERS.map(place, itertools.product(rows, columns)):
             pass
