@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wsisam_service.annotated.annotations import Labels
+from wsisam_service.masks.border import bounds_of
 from wsisam_service.views import MAX_SLIDE_MPP, MIN_SLIDE_MPP, believable_mpp
 
 Pixels = npt.NDArray[np.uint8]
@@ -45,11 +46,11 @@ def black_border_problem(pixels: Pixels) -> str | None:
     slide views are white, so black is something that the network never sees.
     """
     light = pixels.max(axis=2) > BLACK_LEVEL
-    rows, columns = np.nonzero(light.any(axis=1))[0], np.nonzero(light.any(axis=0))[0]
-    if not rows.size:
+    bounds = bounds_of(light)
+    if bounds is None:
         return "it is black all over"
-    inner = (rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1)
-    part = 1 - inner / light.size
+    left, top, right, bottom = bounds
+    part = 1 - (right - left) * (bottom - top) / light.size
     return f"{part:.0%} of it is black border" if part > BLACK_BORDER else None
 
 

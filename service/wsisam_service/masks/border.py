@@ -22,6 +22,14 @@ CORNER_DEPTH = 0.5**1.5
 """How far a pixel's corner lies from the line between the middles of the edges that meet there."""
 
 
+def bounds_of(mask: Mask) -> tuple[int, int, int, int] | None:
+    """The bounding box (x0, y0, x1, y1) of what is set in `mask` (h, w), in its pixel edges; None where it is empty."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if rows.size == 0:
+        return None
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
 def along_edges(mask: Mask) -> Area | None:
     """The exact outline of `mask` (h, w) in view-edge pixels, corners only; None where it is empty."""
     cropped = _cropped(mask)
@@ -55,11 +63,11 @@ def between_edges(mask: Mask) -> Area | None:
 
 def _cropped(mask: Mask) -> tuple[Mask, npt.NDArray[np.float64]] | None:
     """What of `mask` its object spans, and the (x, y) of that part; None where there is none."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if rows.size == 0:
+    bounds = bounds_of(mask)
+    if bounds is None:
         return None
-    crop = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    return np.ascontiguousarray(crop), np.array((columns[0], rows[0]), np.float64)
+    left, top, right, bottom = bounds
+    return np.ascontiguousarray(mask[top:bottom, left:right]), np.array((left, top), np.float64)
 
 
 def _turns(

@@ -30,6 +30,7 @@ from wsisam_service.jobs import (
     Timings,
 )
 from wsisam_service.masks import rle
+from wsisam_service.masks.border import bounds_of
 from wsisam_service.masks.rle import Mask
 from wsisam_service.sam.outlines import clip_to_picture, feature
 from wsisam_service.sam.requests import AutomaskBody
@@ -281,15 +282,15 @@ def _found(view: View, decoded: DecodedMask, size: tuple[int, int], min_area_px:
     mask = clip_to_picture(rle.decode(decoded.mask), view.origin_level0, view.scale, *size)
     if min_area_px > 0:
         mask = without_specks(mask, min_area_px / view.scale**2)
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if rows.size == 0:
+    bounds = bounds_of(mask)
+    if bounds is None:
         return None
-    borders = view.inner_borders(*size)
-    reached = columns[0] == 0, rows[0] == 0, columns[-1] == view.side - 1, rows[-1] == view.side - 1
-    if any(inner and there for inner, there in zip(borders, reached, strict=True)):
+    left, top, right, bottom = bounds
+    reached = left == 0, top == 0, right == view.side, bottom == view.side
+    if any(inner and there for inner, there in zip(view.inner_borders(*size), reached, strict=True)):
         return None
-    x0, y0 = view.level0_from_edge(float(columns[0]), float(rows[0]))
-    x1, y1 = view.level0_from_edge(float(columns[-1] + 1), float(rows[-1] + 1))
+    x0, y0 = view.level0_from_edge(left, top)
+    x1, y1 = view.level0_from_edge(right, bottom)
     box = (max(x0, 0.0), max(y0, 0.0), min(x1, size[0]), min(y1, size[1]))
     stability = 1.0 if decoded.stability is None else decoded.stability
     return Found(view, mask, box, decoded.predicted_iou, stability)

@@ -11,6 +11,7 @@ from wsisam_model.point_box import may_be_wider, worth_a_wider_look
 from wsisam_service.errors import RefineExpired, ServiceError
 from wsisam_service.jobs import DecodeResult
 from wsisam_service.masks import rle
+from wsisam_service.masks.border import bounds_of
 from wsisam_service.masks.geojson import Classification, Placement, checked_classification
 from wsisam_service.segmenting.prompts import PromptSpec, RequestFrame, Target, check_inside, judge, plan_view
 from wsisam_service.segmenting.tokens import RefineToken, TokenSigner
@@ -106,9 +107,8 @@ class Planner:
 
     def bbox(self, mask: rle.Mask, view: View) -> Box | None:
         """The bounding box of a mask of `view` in pixels of the client's frame, None where it is empty."""
-        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        if rows.size == 0:
+        bounds = bounds_of(mask)
+        if bounds is None:
             return None
-        corners = np.array([[columns[0], rows[0]], [columns[-1] + 1, rows[-1] + 1]], dtype=np.float64)
-        (x0, y0), (x1, y1) = self.placement(view)(corners).tolist()
+        (x0, y0), (x1, y1) = self.placement(view)(np.array(bounds, np.float64).reshape(2, 2)).tolist()
         return x0, y0, x1, y1

@@ -27,6 +27,7 @@ from wsisam_service.errors import (
 )
 from wsisam_service.jobs import Rle
 from wsisam_service.masks import rle
+from wsisam_service.masks.border import bounds_of
 from wsisam_service.masks.geojson import GivenClass
 from wsisam_service.views import FINEST_STEP, MAX_OUTSIDE, Box, View, nearest_step, step_mpp, view_for_extent
 
@@ -261,17 +262,13 @@ def _mask(spec: MaskSpec, frame: RequestFrame, size: tuple[int, int]) -> MaskTar
         raise InvalidBox("a mask's rectangle has a width and a height above 0")
     counted = Rle(spec.size, spec.counts)
     mask = rle.decode(counted)
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if rows.size == 0:
+    bounds = bounds_of(mask)
+    if bounds is None:
         raise EmptyPrompt("the mask is empty")
+    left, top, right, bottom = bounds
     height, width = mask.shape
     pitch_x, pitch_y = (x1 - x0) / width, (y1 - y0) / height
-    extent = (
-        x0 + float(columns[0]) * pitch_x,
-        y0 + float(rows[0]) * pitch_y,
-        x0 + float(columns[-1] + 1) * pitch_x,
-        y0 + float(rows[-1] + 1) * pitch_y,
-    )
+    extent = (x0 + left * pitch_x, y0 + top * pitch_y, x0 + right * pitch_x, y0 + bottom * pitch_y)
     _check_overlap(extent, size, "mask")
     return MaskTarget(counted, (x0, y0, x1, y1), extent)
 
