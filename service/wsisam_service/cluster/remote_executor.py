@@ -11,7 +11,7 @@ import contextlib
 import logging
 import ssl
 import time
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -28,6 +28,7 @@ from wsisam_service.cluster.wire import (
     write_encode_call,
 )
 from wsisam_service.errors import InvalidRequest, NotReady, ServiceError, Timeout, Unauthorized, WorkerUnavailable
+from wsisam_service.execution.tasks import together
 from wsisam_service.jobs import (
     CacheTier,
     DecodeJob,
@@ -104,7 +105,7 @@ class RemoteExecutor:
                 decoded = await self._decode_view([jobs[index] for index in indices], pixels, timings)
             results.update(zip(indices, decoded, strict=True))
 
-        await _together(decode_view(indices) for indices in by_view.values())
+        await together(decode_view(indices) for indices in by_view.values())
         return [results[index] for index in range(len(jobs))]
 
     async def encode(self, views: Sequence[str], pixels: PixelSource, timings: Timings) -> Mapping[str, CacheTier]:
@@ -116,7 +117,7 @@ class RemoteExecutor:
             async with gate:
                 tiers.update(await self._encode_view(key, pixels, timings))
 
-        await _together(encode_view(key) for key in dict.fromkeys(views))
+        await together(encode_view(key) for key in dict.fromkeys(views))
         return tiers
 
     async def missing(self, views: Sequence[str]) -> list[str]:
@@ -265,16 +266,6 @@ class RemoteExecutor:
             _log.warning("no worker tells its models, the last known ones are offered: %r", error)
         finally:
             self._refreshing = None
-
-
-async def _together(calls: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """All of `calls`; the first failure cancels the others and is raised."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            for call in calls:
-                group.create_task(call)
-    except BaseExceptionGroup as failed:
-        raise failed.exceptions[0] from None
 
 
 async def _read(

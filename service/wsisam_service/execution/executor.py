@@ -28,6 +28,7 @@ from wsisam_service.execution.facts import executor_facts
 from wsisam_service.execution.memory import give_back
 from wsisam_service.execution.postprocess import draw, touched_borders
 from wsisam_service.execution.refine import RefineState, RefineStates
+from wsisam_service.execution.tasks import together
 from wsisam_service.execution.view_loader import ViewLoader, backend_of, encode_queue, load_queue
 from wsisam_service.jobs import (
     DEFAULT_ADAPTERS,
@@ -139,12 +140,7 @@ class LocalExecutor(Generic[E, V]):
             results.update(zip(indices, decoded, strict=True))
 
         with self._batcher.admit(self._decodes.kind, len(jobs)):
-            try:
-                async with asyncio.TaskGroup() as group:
-                    for pair, indices in by_pair.items():
-                        group.create_task(decode_pair(pair, indices))
-            except BaseExceptionGroup as failed:
-                raise failed.exceptions[0] from None
+            await together(decode_pair(pair, indices) for pair, indices in by_pair.items())
         return [results[index] for index in range(len(jobs))]
 
     async def encode(self, views: Sequence[str], pixels: PixelSource, timings: Timings) -> Mapping[str, CacheTier]:
@@ -156,12 +152,7 @@ class LocalExecutor(Generic[E, V]):
             for key in waiting:
                 tiers[key] = await self._views.ensure(key, pixels, timings)
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(self._prewarms_at_once):
-                    group.create_task(encode_views())
-        except BaseExceptionGroup as failed:
-            raise failed.exceptions[0] from None
+        await together(encode_views() for _ in range(self._prewarms_at_once))
         return tiers
 
     async def missing(self, views: Sequence[str]) -> list[str]:
