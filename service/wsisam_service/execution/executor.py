@@ -251,9 +251,6 @@ class LocalExecutor(Generic[E, V]):
         meant = [one for one in offered if job.adapters in (DEFAULT_ADAPTERS, one.name)]
         return _Pair(job.hr, job.lr if meant and (job.lr_mask or any(one.uses_lr for one in meant)) else None)
 
-    def _is_frozen(self, job: DecodeJob) -> bool:
-        return backend_of(self._backends, job.hr).adapters is None or job.adapters == NO_ADAPTERS
-
     async def _decode_pair(
         self, pair: _Pair, jobs: Sequence[DecodeJob], pixels: PixelSource, timings: Timings
     ) -> list[DecodeResult | Exception]:
@@ -324,18 +321,19 @@ class LocalExecutor(Generic[E, V]):
                 prompt = (await self._refine.load(job.refine_from)).continued(prompt, job.hr)
             except ServiceError as error:
                 return error
+        backend = backend_of(self._backends, job.hr)
         item = DecodeItem(
             hr.ready.view,
             None if lr is None else lr.ready.view,
             prompt,
             adapters=None if job.adapters in (DEFAULT_ADAPTERS, NO_ADAPTERS) else job.adapters,
-            frozen=self._is_frozen(job),
+            frozen=backend.adapters is None or job.adapters == NO_ADAPTERS,
             multimask=job.multimask,
             lr_mask=job.lr_mask and lr is not None,
             # An answer that is corrected once will be again; the first one stays as cheap as it can be.
             lr_sam=job.refinable and job.refine_from is not None and lr is not None,
         )
-        drawn_by = backend_of(self._backends, job.hr).adapters_of(item)
+        drawn_by = backend.adapters_of(item)
         if drawn_by is None:
             return item
         # Of the sets that a view may call for, this one may not look at the wider view.
