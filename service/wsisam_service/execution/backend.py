@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -176,6 +176,11 @@ class Backend(Protocol[E, V]):
     def upscale(self, logits: Logits, view_size: tuple[int, int]) -> Logits:
         """Logits (n, 256, 256) in the pixels of a view of `view_size`, (n, h, w)."""
         ...
+
+
+def all_adapters(backend: Backend[Any, Any]) -> list[AdapterFacts]:
+    """Those for all tissue and those beside them; none where the model is the frozen SAM alone."""
+    return [*([] if backend.adapters is None else [backend.adapters]), *backend.own_adapters]
 
 
 class PredictorBackend:

@@ -14,14 +14,11 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
-import numpy as np
-
-from wsisam_model.prompts import Prompt
 from wsisam_service import metrics
 from wsisam_service.errors import NotReady, Overloaded, RefineExpired, ServiceError, UnknownModel
-from wsisam_service.execution.backend import AdapterFacts, Backend, Decoded, DecodeItem, E, V
+from wsisam_service.execution.backend import Backend, Decoded, DecodeItem, E, V, all_adapters
 from wsisam_service.execution.batcher import Answer, Batcher, DeviceQueue
 from wsisam_service.execution.device_cache import DeviceCache, ReadyView
 from wsisam_service.execution.facts import executor_facts
@@ -30,6 +27,7 @@ from wsisam_service.execution.postprocess import draw, touched_borders
 from wsisam_service.execution.refine import RefineState, RefineStates
 from wsisam_service.execution.tasks import together
 from wsisam_service.execution.view_loader import ViewLoader, backend_of, encode_queue, load_queue
+from wsisam_service.execution.warm_up import make_warm
 from wsisam_service.jobs import (
     DEFAULT_ADAPTERS,
     NO_ADAPTERS,
@@ -44,13 +42,6 @@ from wsisam_service.masks import rle
 from wsisam_service.purges import follow
 from wsisam_service.stores.embeddings import StoreFailed, TieredStore
 
-T = TypeVar("T")
-R = TypeVar("R")
-
-CAPTURED_SIZES = (32, 16, 8, 4, 2, 1)
-"""Items of the calls that capture graphs before the first click: up to a lone click of each of 16 clients, which is
-decoded in two readings. The largest first, whose memory the others share; every queue takes the last.
-"""
 LOOKS_AT_A_TIME = 100
 """For views, before others have their turn: about a millisecond."""
 
@@ -194,22 +185,9 @@ class LocalExecutor(Generic[E, V]):
         return self._batcher.healthy
 
     async def warm_up(self) -> None:
-        """Encode a view and decode a box with every model and its adapters, so that the first click finds everything
-        allocated; where graphs are captured, also as many at once as several clients ask for.
-        """
-        for name, backend in self._backends.items():
-            sizes = CAPTURED_SIZES if backend.captures_graphs else (1,)
-            side = backend.config.image_size
-            image = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
-            _, ready = await self._called_with(self._encodes, name, image, sizes)
-            box = Prompt(box=(side * 0.25, side * 0.25, side * 0.75, side * 0.75))
-            sets: list[AdapterFacts | None] = [*_adapters_of(backend)] or [None]
-            for adapters in sets:
-                lr = ready.view if adapters is not None and adapters.uses_lr else None
-                called = None if adapters is None else adapters.name
-                await self._called_with(self._decodes, name, DecodeItem(ready.view, lr, box, adapters=called), sizes)
-        for queue in (self._encodes, self._decodes):
-            queue.seconds_per_item = 0.0  # the first call is no measure of those to come
+        """See `jobs.Executor`."""
+        for backend in self._backends.values():
+            await make_warm(backend, self._batcher, encodes=self._encodes, decodes=self._decodes)
         await asyncio.to_thread(give_back)
         if self._store.shared and self._following is None:
             by_others = partial(self._store.purges_since, by_others=True)
@@ -226,15 +204,6 @@ class LocalExecutor(Generic[E, V]):
         await self._refine.aclose()
         self._pool.shutdown()
 
-    async def _called_with(self, queue: DeviceQueue[T, R], model: str, item: T, sizes: Sequence[int]) -> R:
-        """The result of `item`, after calls with as many of it as those of `sizes` that the queue takes at once."""
-        for size in sizes:
-            if size <= queue.max_batch:
-                first, *others = self._batcher.submit(queue, model, [item] * size)
-                await asyncio.gather(*map(asyncio.wrap_future, others))
-                result = (await asyncio.wrap_future(first)).result
-        return result
-
     async def _forget(self, fingerprint: str) -> int:
         gone = await self._views.forget(fingerprint)
         await self._refine.forget(fingerprint)
@@ -245,7 +214,7 @@ class LocalExecutor(Generic[E, V]):
             await self._forget(fingerprint)
 
     def _pair_of(self, job: DecodeJob) -> _Pair:
-        offered = _adapters_of(backend_of(self._backends, job.hr))
+        offered = all_adapters(backend_of(self._backends, job.hr))
         if job.adapters not in (DEFAULT_ADAPTERS, NO_ADAPTERS, *(one.name for one in offered)):
             raise UnknownModel(f"no adapters here are called {job.adapters!r}")
         meant = [one for one in offered if job.adapters in (DEFAULT_ADAPTERS, one.name)]
@@ -383,10 +352,6 @@ class LocalExecutor(Generic[E, V]):
             cache_lr=None if lr is None else lr.tier,
             adapters=item.adapters or NO_ADAPTERS,
         )
-
-
-def _adapters_of(backend: Backend[Any, Any]) -> list[AdapterFacts]:
-    return [*([] if backend.adapters is None else [backend.adapters]), *backend.own_adapters]
 
 
 def _decode_queue(backends: Mapping[str, Backend[E, V]], *, max_batch: int) -> DeviceQueue[DecodeItem[V], Decoded]:
