@@ -34,6 +34,7 @@ from wsisam_service.api.auditing import AuditMiddleware
 from wsisam_service.api.deps import Services
 from wsisam_service.api.middleware import LimitsMiddleware, RequestMiddleware
 from wsisam_service.audit.opening import open_trail
+from wsisam_service.audit.trail import AuditTrail
 from wsisam_service.iiif.pictures import Pictures
 from wsisam_service.jobs import Executor
 from wsisam_service.pixel_caches import PixelCaches
@@ -114,13 +115,19 @@ def create_app(
     sam.install(app, settings, install_weights)
     problems.install(app)
     openapi.install(app)
+    app.state.audit = trail
+    _add_middleware(app, settings, trail)
+    return app
+
+
+def _add_middleware(app: FastAPI, settings: Settings, trail: AuditTrail) -> None:
+    """What surrounds every request, from the innermost on."""
     app.add_middleware(
         LimitsMiddleware,
         max_body_bytes=settings.max_body_bytes,
         timeout_s=settings.request_timeout_s,
         longer_s=sam.longer_timeouts(settings),
     )
-    app.state.audit = trail
     app.add_middleware(AuditMiddleware, trail=trail)
     app.add_middleware(RequestMiddleware)
     if settings.cors_origins:  # outside of what refuses requests, so that pages can read refusals
@@ -132,4 +139,3 @@ def create_app(
             expose_headers=("server-timing", "etag", "retry-after", "x-request-id", "www-authenticate", "link"),
         )
     app.add_middleware(KeyInPath)
-    return app
