@@ -157,18 +157,24 @@ class WeightsRegister:
             for _ in range(MAX_REDIRECTS):
                 self._check_address(url)
                 try:
-                    async with client.stream("GET", url) as response:
-                        if response.has_redirect_location:
-                            url = urljoin(url, response.headers["location"])
-                            continue
-                        if response.status_code != httpx.codes.OK:
-                            raise Refusal(f"the address answers {response.status_code}.")
-                        await self._receive(response, part)
-                        return
+                    further = await self._fetch(client, url, part)
                 except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
                     _log.info("download of weights failed: %s", type(error).__name__)
                     raise Refusal("the address could not be reached.") from error
+                if further is None:
+                    return
+                url = further
         raise Refusal("the address redirects too often.")
+
+    async def _fetch(self, client: httpx.AsyncClient, url: str, part: Path) -> str | None:
+        """Bring what is at `url` into `part`, or give the address that it redirects to."""
+        async with client.stream("GET", url) as response:
+            if response.has_redirect_location:
+                return urljoin(url, response.headers["location"])
+            if response.status_code != httpx.codes.OK:
+                raise Refusal(f"the address answers {response.status_code}.")
+            await self._receive(response, part)
+        return None
 
     async def _receive(self, response: httpx.Response, part: Path) -> None:
         length = response.headers.get("content-length", "")
