@@ -59,6 +59,7 @@ async def test_info_has_version_models_and_limits(client: httpx.AsyncClient) -> 
     assert info["models"][0]["name"] == "lite_medsam"
     assert info["models"][0]["trained_prompts"] == ["box"]
     assert info["limits"]["max_prompts"] == 256
+    assert info["limits"]["slide_mpp"] == [0.05, 20]
 
 
 async def test_metrics_count_by_route_template_and_never_by_slide(client: httpx.AsyncClient, slide_id: str) -> None:

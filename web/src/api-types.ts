@@ -164,6 +164,7 @@ export interface components {
             readonly device: string;
             /** Engine */
             readonly engine: string;
+            readonly limits: components["schemas"]["LimitsAnswer"];
             /**
              * Models
              * @description The default model first.
@@ -190,6 +191,35 @@ export interface components {
             readonly height: number;
             /** Width */
             readonly width: number;
+        };
+        /** LimitsAnswer */
+        readonly LimitsAnswer: {
+            /** Max Body Bytes */
+            readonly max_body_bytes: number;
+            /** Max Image Px */
+            readonly max_image_px: number;
+            /** Max Prompts */
+            readonly max_prompts: number;
+            /**
+             * Mpp
+             * @description Least and most µm per view pixel that a request may ask for.
+             */
+            readonly mpp: readonly [
+                number,
+                number
+            ];
+            /** Refine Ttl S */
+            readonly refine_ttl_s: number;
+            /** Request Timeout S */
+            readonly request_timeout_s: number;
+            /**
+             * Slide Mpp
+             * @description Least and most µm per level-0 pixel that are believed.
+             */
+            readonly slide_mpp: readonly [
+                number,
+                number
+            ];
         };
         /** LrAnswer */
         readonly LrAnswer: {

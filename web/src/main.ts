@@ -30,8 +30,6 @@ import { Toolbar, type Actions } from "./toolbar";
 import { SlideViewer } from "./viewer";
 
 const LINK_MS = 250;
-/** Pixel sizes, µm, outside this are not believed, as at the service. */
-const BELIEVABLE = [0.05, 20] as const;
 
 const api = new Api();
 const objects = new Objects();
@@ -136,7 +134,8 @@ async function openSlide(id: string): Promise<void> {
   await viewer.open(slide, image);
   if (number !== opening) return;
   const { mpp } = slide;
-  readout.um = mpp !== null && mpp >= BELIEVABLE[0] && mpp <= BELIEVABLE[1] ? mpp : null;
+  const [least, most] = info.limits.slide_mpp;
+  readout.um = mpp !== null && mpp >= least && mpp <= most ? mpp : null;
   prompting.um2PerPixel = (readout.um ?? info.models[0]!.default_mpp) ** 2;
   prompting.open(id);
   prewarm.open(id);

@@ -16,7 +16,7 @@ from wsisam_service.audit.trail import AuditTrail
 from wsisam_service.errors import NotReady
 from wsisam_service.pictures.picture_slide import PICTURE_MODE
 from wsisam_service.segmenting.segmenter import MAX_PROMPTS
-from wsisam_service.views import MAX_REQUEST_MPP, MIN_REQUEST_MPP
+from wsisam_service.views import MAX_REQUEST_MPP, MAX_SLIDE_MPP, MIN_REQUEST_MPP, MIN_SLIDE_MPP
 
 router = APIRouter(tags=["service"])
 
@@ -69,6 +69,7 @@ async def info(services: ServicesDep) -> Response:
         "request_timeout_s": settings.request_timeout_s,
         "refine_ttl_s": settings.refine_ttl_s,
         "mpp": [MIN_REQUEST_MPP, MAX_REQUEST_MPP],
+        "slide_mpp": [MIN_SLIDE_MPP, MAX_SLIDE_MPP],
     }
     offered = await services.executor.info()
     return json_response({"version": version("wsisam"), **offered, "pictures": PICTURE_MODE, "limits": limits})

@@ -77,6 +77,16 @@ class ModelAnswer(BaseModel):
     )
 
 
+class LimitsAnswer(BaseModel):
+    max_prompts: int
+    max_body_bytes: int
+    max_image_px: int
+    request_timeout_s: float
+    refine_ttl_s: int
+    mpp: tuple[float, float] = Field(description="Least and most µm per view pixel that a request may ask for.")
+    slide_mpp: tuple[float, float] = Field(description="Least and most µm per level-0 pixel that are believed.")
+
+
 class InfoAnswer(BaseModel):
     version: str
     models: list[ModelAnswer] = Field(description="The default model first.")
@@ -85,3 +95,4 @@ class InfoAnswer(BaseModel):
     engine: str
     warnings: list[str]
     pictures: str = Field(description="What is different where no slide lies behind the pixels.")
+    limits: LimitsAnswer
