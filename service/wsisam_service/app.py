@@ -63,14 +63,7 @@ def create_app(
     pictures = Pictures(settings.iiif_cache_bytes)
     pixel_caches = PixelCaches(catalogue, pictures, settings.fingerprint_key)
     trail = open_trail(settings)
-    gate = open_gate(
-        settings.keys,
-        issuer=settings.oidc_issuer,
-        audience=settings.oidc_audience,
-        roles_claim=settings.oidc_roles_claim,
-        roles=settings.oidc_roles,
-        skew_s=settings.oidc_skew_s,
-    )
+    gate = open_gate(settings)
 
     async def forget_pixels(slides: Sequence[str]) -> None:
         await asyncio.to_thread(pixel_caches.forget, slides)

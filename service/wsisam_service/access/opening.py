@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 from wsisam_service.access.gate import Gate
-from wsisam_service.access.grants import Grant
 from wsisam_service.access.issuer import Issuer, IssuerError
 from wsisam_service.access.keys import KeyFile, StoredKey
 from wsisam_service.access.tokens import AccessTokens
+from wsisam_service.settings import Settings
 
 
-def open_gate(
-    keys: Path | None, *, issuer: str, audience: str, roles_claim: str, roles: Mapping[str, Grant], skew_s: int
-) -> Gate:
-    """A gate for the API keys in the file `keys` and for access tokens of `issuer`, where there are such.
+def open_gate(settings: Settings) -> Gate:
+    """A gate for API keys, and for access tokens of an issuer, where the settings name such.
 
     Raises `KeyFileError`, `IssuerError`.
     """
     tokens = None
-    if issuer:
-        if not audience:
+    if settings.oidc_issuer:
+        if not settings.oidc_audience:
             raise IssuerError("needs oidc_audience: without it, tokens made for other services would do")
-        tokens = AccessTokens(Issuer(issuer), audience, roles_claim=roles_claim, grants=roles, skew_s=skew_s)
-    return Gate(None if keys is None else KeyFile(keys), tokens)
+        tokens = AccessTokens(
+            Issuer(settings.oidc_issuer),
+            settings.oidc_audience,
+            roles_claim=settings.oidc_roles_claim,
+            grants=settings.oidc_roles,
+            skew_s=settings.oidc_skew_s,
+        )
+    return Gate(None if settings.keys is None else KeyFile(settings.keys), tokens)
 
 
 def access_notes(keys: Sequence[StoredKey] | None, issuer: str, root_names: Sequence[str]) -> tuple[str, ...]:
