@@ -12,7 +12,7 @@ from wsisam_service.slides.slide import Slide
 
 
 class VisibleSlides:
-    """A catalogue as `identity` sees it; nobody sees nothing."""
+    """A catalogue as `identity` sees it; who is None sees nothing."""
 
     def __init__(self, catalogue: Catalogue, identity: Identity | None) -> None:
         self._catalogue = catalogue

@@ -1,8 +1,9 @@
 """Masks as GeoJSON that every QuPath from 0.4 reads (qupath/PROTOCOL.md section 4).
 
-Outlines follow pixel edges, with holes and separate parts kept. They are simplified in view pixels, then put into the
-client's frame and rounded to the 0.01 px that QuPath keeps. Pixel corners that differ stay different under that
-rounding, so an unsimplified outline is always valid; a simplified one is checked.
+Outlines pass through the middles of pixel edges, or follow the edges where the tolerance is smaller than the corners
+that this cuts; holes and separate parts are kept. They are simplified in view pixels, then put into the client's frame
+and rounded to the 0.01 px that QuPath keeps. What is not valid then is drawn again, with less tolerance and at last
+with none: pixel corners that differ stay different under that rounding, unless view pixels are smaller than it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Which slides there are: opaque ids over one or several roots, and open readers that many requests share.
 
-Everything here may block on a disk or a network: callers on the event loop use a thread.
+What is not async here may block on a disk or a network: callers on the event loop use a thread.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where embeddings outlive the device's memory: a byte-bounded memory store, a byte-bounded folder, and tiers of them.
+"""Where embeddings outlive the device's memory: what a store does, a byte-bounded one in memory, and tiers of stores.
 
 Stores hold opaque blobs under keys and know nothing of their content. A store may raise; `TieredStore`, which is what
 the executor sees, turns every failure into a miss (DESIGN section 6).
