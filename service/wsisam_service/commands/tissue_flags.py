@@ -78,9 +78,8 @@ def tissue_of(options: argparse.Namespace, config: ModelConfig) -> tuple[Dataset
         raise UsageError(str(error)) from error
     if options.max_objects is None:
         return parts
-    return parts[0].limited(options.max_objects, seed=options.seed), parts[1].limited(
-        options.max_objects, seed=options.seed
-    )
+    training, held = (part.limited(options.max_objects, seed=options.seed) for part in parts)
+    return training, held
 
 
 def make_folder(path: Path) -> None:
