@@ -233,7 +233,8 @@ class Trainer:
         if self.recipe.branches == "hr":
             return False, False
         drop_lr, drop_hr = rng.random(2) < (self.recipe.lr_dropout, self.recipe.hr_dropout)
-        return (True, bool(drop_hr)) if not drop_lr or self.recipe.branches == "lr" else (False, False)
+        with_lr = not drop_lr or self.recipe.branches == "lr"
+        return with_lr, with_lr and bool(drop_hr)
 
     def _prompt(self, sample: Sample, rng: np.random.Generator) -> tuple[Prompt, bool]:
         """What a user may say, and whether one more click is to follow."""
