@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from wsisam_model.config import model_config
-from wsisam_model.train.samples import KINDS, ONE_CLICK
+from wsisam_model.train.samples import KINDS, ONE_CLICK, Case
 from wsisam_service.commands.flags import MODEL_SETTINGS, UsageError, add_settings, settings_of
 from wsisam_service.commands.tissue_flags import add_tissue, make_folder, progress_bar, tissue_of, whole_number
+
+if TYPE_CHECKING:
+    from wsisam_model.predictor import AdapterInfo
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -36,7 +41,6 @@ def run(options: argparse.Namespace) -> int:
     from wsisam_model.evaluate.scores import FROZEN, HR, VARIANTS, Answers, score_cases, score_clicks, score_wrong_lr
     from wsisam_model.registry import load_model
     from wsisam_model.train.cache import EmbeddingCache
-    from wsisam_model.train.provenance import groups_in
 
     settings = settings_of(options)
     rest, held = tissue_of(options, model_config(settings.model))
@@ -55,10 +59,7 @@ def run(options: argparse.Namespace) -> int:
         print(f"warning: {warning}", file=sys.stderr)
     adapters = predictor.adapters
     sets = [info for info in (adapters, *predictor.own) if info is not None]
-    groups = {f"{case.sample.dataset}/{case.sample.group}" for case in cases}
-    leaks = {info.name: found for info in sets if (found := groups_in(info.metadata.get("data", ""), groups))}
-    for name, found in leaks.items():
-        print(f"not held out: {name} was trained on {', '.join(found)}, as its file says", file=sys.stderr)
+    leaks = _leaks(sets, cases)
     wide = any(info.uses_lr for info in sets)
     variants = VARIANTS if wide else (FROZEN, HR) if adapters else (FROZEN,)
     cache = EmbeddingCache(options.cache, predictor.key_prefix, predictor.encode)
@@ -89,3 +90,14 @@ def run(options: argparse.Namespace) -> int:
         pictures.click_curves(options.output / "clicks.png", clicks)
     print(f"written {options.output}/report.md, scores.json and pictures")
     return 0
+
+
+def _leaks(sets: Sequence[AdapterInfo], cases: Sequence[Case]) -> dict[str, list[str]]:
+    """By name of adapters the groups among `cases` that they were trained on, as their files say; told on stderr."""
+    from wsisam_model.train.provenance import groups_in
+
+    groups = {f"{case.sample.dataset}/{case.sample.group}" for case in cases}
+    leaks = {info.name: found for info in sets if (found := groups_in(info.metadata.get("data", ""), groups))}
+    for name, found in leaks.items():
+        print(f"not held out: {name} was trained on {', '.join(found)}, as its file says", file=sys.stderr)
+    return leaks
