@@ -6,7 +6,6 @@ Three steps, so that another engine can take the middle one: `decoder_batch.coll
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,8 +21,14 @@ from wsisam_model.mask_decoder import FEATURES, HF_ROW, IOU_ROW
 from wsisam_model.network import WsiSam
 from wsisam_model.prompt_encoder import GRID
 from wsisam_model.prompts import MASK_SIDE
-from wsisam_model.short_attention import image_to_token_logits, scaled_queries, tokens_to_image, update_image
-from wsisam_model.transformer import HEADS, Attention, TwoWayBlock, join_heads, split_heads
+from wsisam_model.short_attention import (
+    image_to_token_logits,
+    scaled_keys,
+    scaled_queries,
+    tokens_to_image,
+    update_image,
+)
+from wsisam_model.transformer import HEADS, TwoWayBlock, join_heads, split_heads
 
 Branch = Literal["hr", "lr"]
 
@@ -236,7 +241,7 @@ class FastDecoder(nn.Module):
         Q = first.norm2(Q + first.cross_attn_token_to_image.out_proj(join_heads(weights @ value)))
         Q = first.norm3(Q + first.mlp(Q))
         asking = first.cross_attn_image_to_token
-        logits = _scaled_keys(asking, Q + Q0) @ query
+        logits = scaled_keys(asking, Q + Q0) @ query
         K = first.norm4(update_image(asking, K, logits, Q, key_mask))
 
         Q = second.self_attend(Q, Q0, self_mask)
@@ -296,11 +301,6 @@ def _heads(x: Tensor) -> Tensor:
 def _transposed_heads(projection: nn.Linear, x: Tensor) -> Tensor:
     """A projection of (4096, 256) as (8, 16, 4096), which is how it is read."""
     return torch.addmm(projection.bias[:, None], projection.weight, x.T).view(HEADS, -1, len(x))
-
-
-def _scaled_keys(attention: Attention, tokens: Tensor) -> Tensor:
-    keys = split_heads(attention.k_proj(tokens))
-    return keys / math.sqrt(keys.shape[-1])
 
 
 def _with_dense(first: TwoWayBlock, views: ViewTensors, dense: Tensor | None) -> ViewTensors:

@@ -24,6 +24,12 @@ def scaled_queries(attention: Attention, tokens: Tensor) -> Tensor:
     return queries / math.sqrt(queries.shape[-1])
 
 
+def scaled_keys(attention: Attention, tokens: Tensor) -> Tensor:
+    """As `scaled_queries`, of keys."""
+    keys = split_heads(attention.k_proj(tokens))
+    return keys / math.sqrt(keys.shape[-1])
+
+
 def tokens_to_image(attention: Attention, tokens: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """What `tokens` (R, T, 256) read from the image, (R, T, 256); `keys` K + P and `values` K are (R, 4096, 256)."""
     queries = scaled_queries(attention, tokens)
@@ -39,8 +45,7 @@ def tokens_to_image(attention: Attention, tokens: Tensor, keys: Tensor, values: 
 
 def image_to_token_logits(attention: Attention, image: Tensor, keys: Tensor) -> Tensor:
     """Logits (R, 8, T, 4096) of `image` K + P (R, 4096, 256) asking the tokens `keys` (R, T, 256)."""
-    heads = split_heads(attention.k_proj(keys))
-    heads = heads / math.sqrt(heads.shape[-1])
+    heads = scaled_keys(attention, keys)
     if keys.shape[1] >= SHORT:
         return heads @ split_heads(attention.q_proj(image)).transpose(2, 3)
     absorbed = (heads @ _by_head(attention.q_proj.weight)).flatten(1, 2)
