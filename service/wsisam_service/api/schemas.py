@@ -15,10 +15,11 @@ from wsisam_service.dicom.outlines import MAX_OUTLINES
 from wsisam_service.dicom.results import ResultKind, ResultOptions
 from wsisam_service.dicom.segmentation import SegmentationType
 from wsisam_service.jobs import DEFAULT_ADAPTERS, NO_ADAPTERS, CacheTier
+from wsisam_service.masks.geojson import DEFAULT_SIMPLIFY
 from wsisam_service.segmenting.prewarm import PrewarmRequest
 from wsisam_service.segmenting.prompts import Frame, MaskSpec, PromptSpec, Units
 from wsisam_service.segmenting.results import Kept, ResultRequest
-from wsisam_service.segmenting.segmenter import DEFAULT_SIMPLIFY, MAX_PROMPTS, MaskFormat, SegmentRequest
+from wsisam_service.segmenting.segmenter import MAX_PROMPTS, MaskFormat, SegmentRequest
 from wsisam_service.views import MAX_REQUEST_MPP, MIN_REQUEST_MPP
 
 MAX_SIMPLIFY = 64.0

@@ -17,8 +17,8 @@ from wsisam_service.commands.flags import CACHE_SETTINGS, MODEL_SETTINGS, UsageE
 from wsisam_service.commands.prompt_texts import Prompt, box_prompt, points_prompt, read_prompts
 from wsisam_service.commands.slide_client import RemoteSlide, SlideClient
 from wsisam_service.commands.slide_local import LocalSlide
-from wsisam_service.masks.geojson import feature_collection
-from wsisam_service.segmenting.segmenter import DEFAULT_SIMPLIFY, MAX_PROMPTS
+from wsisam_service.masks.geojson import DEFAULT_SIMPLIFY, feature_collection
+from wsisam_service.segmenting.segmenter import MAX_PROMPTS
 from wsisam_service.settings import Settings
 
 PROGRESS_FROM = 9

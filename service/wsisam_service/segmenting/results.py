@@ -20,6 +20,7 @@ from wsisam_service.dicom.source import DicomSource
 from wsisam_service.errors import InvalidRequest, NoDicomSource
 from wsisam_service.jobs import DEFAULT_ADAPTERS, NO_ADAPTERS, Executor
 from wsisam_service.masks import border, geojson, rle
+from wsisam_service.masks.geojson import DEFAULT_SIMPLIFY
 from wsisam_service.segmenting.answers import (
     AdaptersUsed,
     EveryPromptFailed,
@@ -29,7 +30,7 @@ from wsisam_service.segmenting.answers import (
     SegmentAnswer,
 )
 from wsisam_service.segmenting.offers import AdaptersOffer, model_offer
-from wsisam_service.segmenting.segmenter import DEFAULT_SIMPLIFY, Segmenter, SegmentRequest
+from wsisam_service.segmenting.segmenter import Segmenter, SegmentRequest
 from wsisam_service.slides.slide import Slide
 from wsisam_service.views import believable_mpp
 

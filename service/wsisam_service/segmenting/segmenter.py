@@ -51,7 +51,6 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 MaskFormat = Literal["rle", "geojson", "both"]
-DEFAULT_SIMPLIFY = geojson.DEFAULT_SIMPLIFY
 MAX_PROMPTS = 256
 MAX_MASK_PIXELS = MAX_PROMPTS * 1024 * 1024
 """Of all masks that come with a request: as many of SAM's own size as it may have prompts."""
@@ -83,7 +82,7 @@ class SegmentRequest:
     multimask: bool = False
     lr_mask: bool = False
     format: MaskFormat = "rle"
-    simplify: float = DEFAULT_SIMPLIFY
+    simplify: float = geojson.DEFAULT_SIMPLIFY
     """Polygon tolerance in view pixels, 0 for none."""
     request_id: str = ""
     """Goes into each Feature's metadata."""
