@@ -31,7 +31,7 @@ class ModelConfig:
     """Ladder step of a view around lone points, µm per view pixel."""
     passes_in_bfloat16: bool = False
     """Whether its masks in bfloat16 passed the gate on annotated tissue (docs/PERFORMANCE.md)."""
-    preprocessing: str = "1"
+    preprocessing: str = "2"
     """Version of view reading and preprocessing; part of every view key."""
 
 

@@ -22,6 +22,7 @@ from dicom_objects import convert, faults, pixels_inside, read_segments, written
 from pydicom.sr.codedict import codes
 from shapely import MultiPolygon, Point, Polygon, box
 
+from wsisam_service.dicom import outlines
 from wsisam_service.dicom.derived import DicomResult
 from wsisam_service.dicom.identity import Algorithm
 from wsisam_service.dicom.outlines import MAX_VERTICES_EACH, Outline, outlines_of_collection, within_slide
@@ -376,6 +377,37 @@ def test_an_outline_of_too_many_vertices_is_refused_before_it_is_judged(monkeypa
     monkeypatch.delattr(shapely, "is_valid")
     with pytest.raises(InvalidRequest, match="vertices"):
         outlines_of_collection({"type": "FeatureCollection", "features": [FEATURE | {"geometry": geometry}]})
+
+
+def test_outlines_that_take_long_to_judge_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each edge of a zigzag may cross every other one of it."""
+    ring = [[1e5 + x * 0.01, 1e5] if x % 2 else [x * 0.01, 0.0] for x in range(12_000)]
+    geometry = {"type": "Polygon", "coordinates": [[*ring, [2e5, 1e5], [2e5, -10.0], ring[0]]]}
+    is_valid, judged = shapely.is_valid, 0
+
+    def count(areas: Any) -> Any:
+        nonlocal judged
+        judged += len(areas)
+        return is_valid(areas)
+
+    monkeypatch.setattr(shapely, "is_valid", count)
+    monkeypatch.setattr(outlines, "JUDGING_S", 0.1)
+    with pytest.raises(InvalidRequest, match="checked together"):
+        outlines_of_collection({"type": "FeatureCollection", "features": [FEATURE | {"geometry": geometry}] * 9})
+    assert judged == 1
+
+
+def test_every_outline_is_judged_however_they_share_calls() -> None:
+    teeth = [[float(x), float(x % 2)] for x in range(6_000)]
+    comb = {"type": "Polygon", "coordinates": [[*teeth, [5999.0, 9.0], [0.0, 9.0], teeth[0]]]}
+    bowtie = {"type": "Polygon", "coordinates": [[[0, 0], [9, 9], [9, 0], [0, 9], [0, 0]]]}
+    features = [FEATURE | {"geometry": geometry} for geometry in (comb, FEATURE["geometry"], comb, comb)]
+    assert len(outlines_of_collection({"type": "FeatureCollection", "features": features})) == 4
+    assert outlines_of_collection({"type": "FeatureCollection", "features": []}) == []
+    for number in range(4):
+        mixed = [*features[:number], FEATURE | {"geometry": bowtie}, *features[number:]]
+        with pytest.raises(InvalidRequest, match=rf"features\[{number}\]: the outline crosses itself"):
+            outlines_of_collection({"type": "FeatureCollection", "features": mixed})
 
 
 def test_outlines_are_judged_by_calls_that_let_other_threads_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,9 @@ from shapely.geometry import shape
 from stand_ins import NumpyExecutor
 
 from wsisam_service import assembly, cli
+from wsisam_service.api.results import MAX_RESULT_VALUES
+from wsisam_service.commands.slide_local import LocalSlide
+from wsisam_service.settings import Settings
 
 highdicom = pytest.importorskip("highdicom")
 
@@ -55,6 +58,20 @@ def test_no_object_is_written_that_lacks_a_prompt(
     assert cli.main(["segment", folder, *BOXES, "--box", "90000,0,90100,10", "-o", str(out)]) == 2
     assert not out.exists()
     assert "no object written" in capsys.readouterr().err
+
+
+def test_an_object_of_ones_own_may_hold_more_than_a_server_takes(folder: str) -> None:
+    corners = [[600, 400], [760, 400], [760, 520], [600, 400]]
+    feature = {
+        "type": "Feature",
+        "geometry": {"type": "Polygon", "coordinates": [corners]},
+        "properties": {"measured": [0] * MAX_RESULT_VALUES},
+    }
+    body = {"kind": "ann", "geojson": {"type": "FeatureCollection", "features": [feature]}}
+    with LocalSlide(Path(folder), Settings()) as slide:
+        written = io.BytesIO(slide.result(body))
+    (group,) = highdicom.ann.annread(written).get_annotation_groups()
+    assert group.number_of_annotations == 1
 
 
 def test_a_slide_that_is_not_dicom_gets_no_object(

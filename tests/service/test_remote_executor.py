@@ -16,7 +16,6 @@ import orjson
 import pytest
 from numpy_worker import NumpyBackend
 from pydantic import SecretStr
-from safetensors.numpy import load, save
 from stand_ins import NumpyExecutor
 
 from wsisam_model.prompts import MAX_POINTS, Prompt
@@ -137,13 +136,6 @@ def test_a_decode_call_arrives_as_it_was_sent() -> None:
     assert second.prompt.mask_lr is not None
     assert np.array_equal(second.prompt.mask_hr, logits[0])
     assert np.array_equal(second.prompt.mask_lr, logits[1])
-
-
-def test_masks_of_an_older_gateway_are_understood() -> None:
-    logits = np.full((256, 256), 10, np.float32)
-    tensors = load(write_decode_call(DecodeCall([job(prompt=Prompt(mask_hr=logits))])))
-    arrived = read_decode_call(save({**tensors, "mask_hr.0": logits}))
-    assert np.array_equal(arrived.jobs[0].prompt.mask_hr, logits)  # type: ignore[arg-type]
 
 
 def test_a_full_request_of_masks_on_large_cold_views_is_not_more_than_a_worker_takes() -> None:

@@ -30,8 +30,12 @@ export class Classes {
     this.list.watch((list) => {
       for (const { name, color } of list) this.#known.set(name, color);
       // Another tab may have removed it.
-      if (!list.some(({ name }) => name === this.active.value)) this.active.value = null;
+      if (!this.has(this.active.value)) this.active.value = null;
     });
+  }
+
+  has(name: string | null): boolean {
+    return this.list.value.some((one) => one.name === name);
   }
 
   color(name: string | null): string {

@@ -129,7 +129,11 @@ export class Prompting {
         return;
       }
       // What the user did to the object meanwhile stays.
-      const present = this.objects.get(subject.id) ?? { ...subject, name: new Names(this.objects.all).next() };
+      const present = this.objects.get(subject.id) ?? {
+        ...subject,
+        className: this.classes.has(subject.className) ? subject.className : null,
+        name: new Names(this.objects.all).next(),
+      };
       const drawn = made(present, asked.prompt, outline);
       subject.drawn = true;
       this.objects.put([drawn], subject === this.#begun ? drawn.id : this.objects.state.value.selectedId);

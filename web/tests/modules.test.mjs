@@ -117,6 +117,20 @@ test("what waits for its turn is known, and given up with the question under way
   assert.equal(asked[0].prompt.box[0], 5);
 });
 
+test("a class removed while boxes wait for their turn is given no more", async () => {
+  const { answer, classes, objects, prompting } = prompted();
+  objects.state.watch((state) => classes.putThoseOf(state.objects)); // as the page does
+  classes.active.value = "Tumor";
+  for (const x of [1, 2, 3]) prompting.box([x, 0, 9, 9]);
+  await answer();
+  objects.replace({ ...objects.all[0], className: null });
+  classes.remove("Tumor");
+  await answer();
+  await answer();
+  assert.deepEqual(objects.all.map(({ className }) => className), [null, null, null]);
+  assert.ok(!classes.has("Tumor"));
+});
+
 test("a slide that is no longer served is told once", async () => {
   globalThis.document = { hidden: false, addEventListener() {} };
   mock.timers.enable({ apis: ["setInterval"] });

@@ -30,7 +30,7 @@ from wsisam_service.errors import (
 )
 from wsisam_service.jobs import CacheTier, DecodedMask, DecodeJob, DecodeResult, PixelsNeeded, Rle, ViewPixels
 
-VERSION = 1
+VERSION = 2
 CALL_MEDIA_TYPE = "application/vnd.wsisam.call"
 _MESSAGE = "message"
 _FAILURES: dict[str, type[ServiceError]] = {
@@ -229,7 +229,7 @@ def _four(numbers: Sequence[Any]) -> tuple[float, float, float, float]:
 def _logits(array: npt.NDArray[Any] | None) -> npt.NDArray[np.float32] | None:
     if array is None:
         return None
-    if array.dtype not in (np.int8, np.float32) or array.shape != (MASK_SIDE, MASK_SIDE):  # older gateways send float32
+    if array.dtype != np.int8 or array.shape != (MASK_SIDE, MASK_SIDE):
         raise ValueError(f"mask logits are int8 ({MASK_SIDE}, {MASK_SIDE})")
     return array.astype(np.float32)
 

@@ -62,7 +62,7 @@ class LocalSlide:
 
     def segment(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """See `SlideClient`."""
-        request = parse_body(SegmentBody, orjson.dumps(body)).request("")
+        request = parse_body(SegmentBody, orjson.dumps(body), max_values=None).request("")
         try:
             answer = self._loop.run(self._segmenter.segment(self._slide, request, Timings()))
         except EveryPromptFailed as failed:
@@ -73,7 +73,7 @@ class LocalSlide:
 
     def result(self, body: Mapping[str, Any]) -> bytes:
         """See `SlideClient`."""
-        request = parse_body(ResultBody, orjson.dumps(body)).request()
+        request = parse_body(ResultBody, orjson.dumps(body), max_values=None).request()
         results = Results(self._segmenter, self._executor, self._settings.dicom_codes)
         return self._loop.run(results.of_request(self._slide, request)).content
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,7 +21,12 @@ from wsisam_service.masks.geojson import polygons_of
 MAX_OUTLINES = 10_000
 MAX_VERTICES = 1_000_000
 MAX_VERTICES_EACH = 50_000
-"""To ask whether an outline crosses itself can take a time that grows with their square: then a minute."""
+"""To ask whether an outline crosses itself can take a time that grows with their square: then half a minute."""
+JUDGING_S = 20.0
+"""Processor time for a collection's outlines, after which no further one is asked. An ordinary million of vertices
+takes a second.
+"""
+_VERTICES_AT_ONCE = 10_000
 FARTHEST = 2.0**31
 """Pixels from the slide's corner, in any direction."""
 PREDICTED_IOU = "Predicted IoU"
@@ -59,9 +65,9 @@ def outlines_of_collection(collection: Mapping[str, Any]) -> list[Outline]:
         raise InvalidRequest("geojson has a geometry that is none") from error
     areas = shapely.from_geojson(texts, on_invalid="ignore")
     _check_vertices(areas)
-    valid = shapely.is_valid(areas)  # of all at once: shapely's properties of one keep every other thread waiting
     return [
-        _outline(number, *feature) for number, feature in enumerate(zip(features, areas.tolist(), valid, strict=True))
+        _outline(number, *feature)
+        for number, feature in enumerate(zip(features, areas.tolist(), _are_valid(areas), strict=True))
     ]
 
 
@@ -76,7 +82,7 @@ def within_slide(outlines: Sequence[Outline], width: int, height: int) -> list[O
 
 
 def _cut(outline: Outline, slide: Polygon) -> Outline:
-    (shared,) = shapely.intersection([outline.area], slide)  # in a list for others' sake, as with `is_valid`
+    (shared,) = shapely.intersection([outline.area], slide)  # in a list for others' sake, as in `_are_valid`
     inside = polygons_of(shared)
     if inside is None:
         raise PromptOutsideSlide("an outline lies outside the slide")
@@ -120,6 +126,21 @@ def _check_vertices(areas: npt.NDArray[np.object_]) -> None:
         raise InvalidRequest(f"one object holds at most {MAX_VERTICES} vertices")
     if counts.max(initial=0) > MAX_VERTICES_EACH:
         raise InvalidRequest(f"one outline has at most {MAX_VERTICES_EACH} vertices")
+
+
+def _are_valid(areas: npt.NDArray[np.object_]) -> npt.NDArray[np.bool_]:
+    """Which of them cross themselves nowhere. Raises `InvalidRequest` where that takes too long.
+
+    Some at a time: shapely lets other threads run only while it works on an array, and is not to be interrupted.
+    """
+    until = time.thread_time() + JUDGING_S
+    parts = np.cumsum(shapely.get_num_coordinates(areas)) // _VERTICES_AT_ONCE
+    valid = []
+    for some in np.split(areas, np.flatnonzero(np.diff(parts)) + 1):
+        if time.thread_time() > until:
+            raise InvalidRequest("the outlines of the geojson have too many edges side by side to be checked together")
+        valid.append(shapely.is_valid(some))
+    return np.concatenate(valid)
 
 
 def _member(holder: Mapping[str, Any], name: str) -> Mapping[str, Any]:

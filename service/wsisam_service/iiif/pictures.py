@@ -21,7 +21,7 @@ from wsisam_service.slides.slide import Slide
 
 JPEG_QUALITY = 85
 MEDIA_TYPES = {"jpg": "image/jpeg", "png": "image/png"}
-_VERSION = "1"
+_VERSION = "2"
 """Part of every ETag; changes when the same request gives other pixels."""
 
 
