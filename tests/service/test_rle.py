@@ -39,7 +39,7 @@ def test_long_runs_and_negative_differences_survive() -> None:
     ("size", "counts"),
     [
         ((0, 4), "4"),
-        ((-4, -4), "@0"),
+        ((-4, -4), "`0"),
         ((100_000, 100_000), "0"),
         ((2**62, 2**62), "0"),
         ((4, 4), ""),
@@ -48,6 +48,8 @@ def test_long_runs_and_negative_differences_survive() -> None:
         ((4, 4), "ooooooooooooo0"),
         ((4, 4), "o"),
         ((4, 4), "O0"),
+        ((4, 4), "O`01"),
+        ((4, 4), "p`0"),
         ((4, 4), "\x00\x01"),
         ((4, 4), "µ"),
         ((4, 4), "\ud800"),
@@ -56,6 +58,12 @@ def test_long_runs_and_negative_differences_survive() -> None:
 def test_hostile_counts_are_refused(size: tuple[int, int], counts: str) -> None:
     with pytest.raises(InvalidRequest):
         rle.decode(Rle(size, counts))
+
+
+def test_a_mask_larger_than_any_picture_is_refused() -> None:
+    counts = coco.encode(np.zeros((4096, 4097), np.uint8, order="F"))["counts"].decode()
+    with pytest.raises(InvalidRequest, match="pixels"):
+        rle.decode(Rle((4096, 4097), counts))
 
 
 @given(st.tuples(st.integers(-2, 50), st.integers(-2, 50)), st.text(st.characters(min_codepoint=40, max_codepoint=120)))

@@ -71,13 +71,20 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(side: int) -> None:
         decode_picture(bomb, MAX_PX)
 
 
+def test_a_picture_of_as_many_pixels_as_are_taken_is_taken() -> None:
+    data = png(Image.new("RGB", (8, 4)))
+    assert decode_picture(data, 32).width == 8
+    with pytest.raises(ImageTooLarge):
+        decode_picture(data, 31)
+
+
 @pytest.mark.parametrize("data", [b"", b"GIF89a not taken", png(Image.new("RGB", (64, 64)))[:60]])
 def test_what_is_no_picture_is_an_invalid_request(data: bytes) -> None:
     with pytest.raises(InvalidRequest):
         decode_picture(data, MAX_PX)
 
 
-@pytest.mark.parametrize("wrong", ["data:image/png;base64,AAAA", "ä", "AAA"])
+@pytest.mark.parametrize("wrong", ["data:image/png;base64,AAAA", "ä", "AAA", "AAAA!"])
 async def test_what_is_no_base64_is_an_invalid_request(wrong: str) -> None:
     with pytest.raises(InvalidRequest, match="base64"):
         await PictureCache(1000, MAX_PX).decode(wrong)
