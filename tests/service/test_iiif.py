@@ -22,6 +22,7 @@ from wsisam_service.iiif.addresses import ImageRequest, parse
 from wsisam_service.iiif.pictures import Pictures, etag_of
 from wsisam_service.settings import Settings
 from wsisam_service.slides.catalogue import Catalogue
+from wsisam_service.slides.pixels import read_rectangle
 from wsisam_service.slides.write import write_pyramid
 
 WIDTH, HEIGHT = 1536, 1024
@@ -123,6 +124,19 @@ async def test_what_is_not_understood_answers_400(client: httpx.AsyncClient, sli
     assert answer.headers["access-control-allow-origin"] == "*"
 
 
+@pytest.mark.parametrize(
+    ("region", "size", "drawn"),
+    [
+        ("0,0,1000,1", "pct:10", (100, 1)),
+        ("0,0,1,1000", "pct:10", (1, 100)),
+        ("0,0,1000,1", "100,", (100, 1)),
+        ("0,0,1,1000", ",100", (1, 100)),
+    ],
+)
+def test_something_thin_keeps_a_pixel(region: str, size: str, drawn: tuple[int, int]) -> None:
+    assert parse(region, size, "0", "default.jpg", (WIDTH, HEIGHT)).size == drawn
+
+
 async def test_the_largest_picture_of_something_thin_is_as_long_as_a_jpeg_can_be(
     client: httpx.AsyncClient, slide_id: str
 ) -> None:
@@ -218,6 +232,19 @@ async def test_pictures_in_memory_stay_within_their_budget(slides: Path) -> None
     for etag, request in zip(etags, requests, strict=True):
         await pictures.draw(etag, slide, request)
     assert [pictures.held(etag) is not None for etag in etags] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("region", "size"),
+    [("1,0,512,512", "256,256"), ("0,1,512,512", "256,256"), ("0,0,512,512", "256,512"), ("0,0,512,512", "512,256")],
+)
+async def test_what_is_no_piece_of_a_level_as_it_stands_is_resampled(slides: Path, region: str, size: str) -> None:
+    slide = Catalogue((str(slides),)).list("tissue").slides[0].slide
+    assert slide is not None
+    request = parse(region, size, "0", "default.png", (WIDTH, HEIGHT))
+    x, y, width, height = map(float, request.region)
+    drawn = np.asarray(Image.open(io.BytesIO(await _drawn(slide, request))))
+    np.testing.assert_array_equal(drawn, read_rectangle(slide, (x, y, width, height), request.size))
 
 
 async def _drawn(slide: object, request: ImageRequest) -> bytes:
