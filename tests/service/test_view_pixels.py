@@ -260,15 +260,28 @@ def test_a_picture_is_the_same_across_its_pieces(tissue: Pixels, monkeypatch: py
         monkeypatch.undo()
 
 
-def test_what_would_take_the_reading_of_billions_of_pixels_is_refused() -> None:
+@pytest.mark.parametrize(
+    "levels", [(Level(100_000, 100_000),), (Level(300_000, 300_000), Level(75_000, 75_000, 4.0, 4.0))]
+)
+def test_what_would_take_the_reading_of_billions_of_pixels_is_refused(levels: tuple[Level, ...]) -> None:
     class Flat(SlideReader):
-        info = SlideInfo([Level(100_000, 100_000)])
+        info = SlideInfo(levels)
 
         def read_region(self, level: int, x: int, y: int, width: int, height: int) -> RgbImage:
             raise AssertionError
 
     with pytest.raises(ImageTooLarge):
         thumbnail(Flat(), 64)
+
+
+def test_a_part_of_the_largest_slide_is_read_wherever_it_lies() -> None:
+    class Grey(SlideReader):
+        info = SlideInfo([Level(100_000, 100_000)])
+
+        def read_region(self, level: int, x: int, y: int, width: int, height: int) -> RgbImage:
+            return np.full((height, width, 3), 128, np.uint8)
+
+    assert (read_rectangle(Grey(), (99_000.0, 99_000.0, 500.0, 500.0), (50, 50)) == 128).all()
 
 
 def test_region_has_the_size_that_its_mpp_gives(tissue: Pixels) -> None:
