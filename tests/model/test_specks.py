@@ -38,10 +38,9 @@ def test_what_a_click_lies_on_stays() -> None:
     assert (without_specks(marked, swapped) == object_with()).all()
 
 
-def test_a_click_beyond_the_view_is_harmless() -> None:
-    assert (
-        without_specks(object_with(speck=True), Prompt(points=((-9.0, 400.0),), labels=(1,))) == object_with()
-    ).all()
+@pytest.mark.parametrize("place", [(-9.0, 400.0), (50.0, 400.0), (400.0, 50.0)])
+def test_a_click_beyond_the_view_is_harmless(place: tuple[float, float]) -> None:
+    assert (without_specks(object_with(speck=True), Prompt(points=(place,), labels=(1,))) == object_with()).all()
 
 
 def test_pieces_and_holes_of_a_hundredth_stay() -> None:

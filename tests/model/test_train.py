@@ -16,7 +16,7 @@ from wsisam_model.config import model_config
 from wsisam_model.embedding import Embedding
 from wsisam_model.errors import CheckpointError
 from wsisam_model.network import ViewFeatures, WsiSam
-from wsisam_model.point_box import readings, reread, with_point_box
+from wsisam_model.point_box import may_be_wider, readings, reread, with_point_box
 from wsisam_model.prompt_tensors import branch_prompt
 from wsisam_model.prompts import Prompt
 from wsisam_model.train import draws
@@ -313,6 +313,26 @@ def test_boxes_are_in_the_index_frame_and_noise_is_bounded() -> None:
         assert abs((y0 + y1) / 2 - 124.5) <= 5
 
 
+def test_points_are_drawn_on_the_object_and_beside_it_within_half_of_its_sides() -> None:
+    mask = np.zeros((256, 256), bool)
+    mask[100:150, 40:60] = True
+    found = draws.places(mask)
+    assert len(found.inside) == 50 * 20
+    assert mask[found.inside[:, 1], found.inside[:, 0]].all()
+    assert not mask[found.beside[:, 1], found.beside[:, 0]].any()
+    assert found.beside.min(axis=0).tolist() == pytest.approx([29.5, 74.5], abs=0.5)
+    assert found.beside.max(axis=0).tolist() == [69, 174]
+    rng = np.random.default_rng(0)
+    assert len(set(draws.some(found.inside, 3, rng))) == 3
+    assert len(draws.some(found.inside[:2], 3, rng)) == 2
+
+
+def test_a_mask_in_the_decoders_pixels_holds_those_that_are_covered_by_half() -> None:
+    mask = np.zeros((512, 512), bool)
+    mask[0, :2] = mask[10, 20] = True
+    assert np.argwhere(draws.low_resolution(mask)).tolist() == [[0, 0]]
+
+
 def test_the_next_click_lies_in_the_largest_error() -> None:
     truth = np.zeros((64, 64), bool)
     truth[10:30, 10:30] = True
@@ -340,6 +360,41 @@ def test_negative_points_cut_the_box_of_clicks_and_stay_where_it_cannot_be_cut()
     assert prompt.box is not None
     assert prompt.box[2] == 155.0
     assert (prompt.points, prompt.labels) == (((120.0, 120.0),), (0,))
+
+
+@pytest.mark.parametrize(
+    ("negative", "side", "cut"),
+    [((80.0, 120.0), 0, 90.0), ((120.0, 80.0), 1, 90.0), ((160.0, 120.0), 2, 150.0), ((120.0, 160.0), 3, 150.0)],
+)
+def test_the_box_of_clicks_ends_halfway_to_a_negative_point_on_any_side(
+    negative: tuple[float, float], side: int, cut: float
+) -> None:
+    clicks = Prompt(points=((100.0, 100.0), (140.0, 140.0)), labels=(1, 1))
+    whole = with_point_box(clicks, (256, 256)).box
+    box = with_point_box(Prompt(points=(*clicks.points, negative), labels=(1, 1, 0)), (256, 256)).box
+    assert whole is not None
+    assert box == (*whole[:side], cut, *whole[side + 1 :])
+
+
+@pytest.mark.parametrize("beside", [(60.0, 50.0), (60.0, 230.0), (2.0, 160.0), (200.0, 160.0)])
+def test_negative_points_beside_the_box_of_clicks_change_nothing(beside: tuple[float, float]) -> None:
+    clicks = Prompt(points=((40.0, 140.0), (80.0, 180.0)), labels=(1, 1))
+    prompt = Prompt(points=(*clicks.points, beside), labels=(1, 1, 0))
+    read = with_point_box(prompt, (256, 256))
+    assert (read.box, read.points) == (with_point_box(clicks, (256, 256)).box, ())
+
+
+def test_negative_points_alone_suggest_no_box() -> None:
+    prompt = Prompt(points=((9.0, 9.0),), labels=(0,), mask_hr=np.ones((256, 256), np.float32))
+    assert with_point_box(prompt, (256, 256)) is prompt
+
+
+def test_several_clicks_may_be_wider_where_their_box_takes_more_than_half_of_the_view() -> None:
+    assert may_be_wider(0.0, 1)
+    assert not may_be_wider(0.18, 2)
+    assert may_be_wider(0.19, 2)
+    assert not may_be_wider(0.36, 10)
+    assert may_be_wider(0.38, 10)
 
 
 def test_a_given_box_is_widened_to_hold_clicks_on_the_object() -> None:
@@ -374,6 +429,25 @@ def test_a_click_after_an_answer_starts_from_the_box_of_that_answer() -> None:
     assert [read.box for read in readings(beside, (512, 512), 3.5, 0.5)] == [(59.5, 39.5, 120.0, 121.5)]
     elsewhere = Prompt(points=((400.0, 20.0),), labels=(1,))
     assert with_point_box(replace(elsewhere, mask_hr=mask), (512, 512)).box == with_point_box(elsewhere, (512, 512)).box
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "found"),
+    [
+        (60, 40, True),
+        (161, 121, True),
+        (59, 80, False),
+        (162, 80, False),
+        (100, 39, False),
+        (100, 122, False),
+    ],
+)
+def test_an_earlier_answer_lies_under_every_pixel_of_the_view_that_it_covers(x: int, y: int, found: bool) -> None:
+    mask = np.full((256, 256), -5.0, np.float32)
+    mask[20:61, 30:81] = 5.0
+    click = Prompt(points=((float(x), float(y)),), labels=(1,))
+    box = with_point_box(replace(click, mask_hr=mask), (512, 512)).box
+    assert box == ((59.5, 39.5, 161.5, 121.5) if found else with_point_box(click, (512, 512)).box)
 
 
 def test_an_answer_gives_clicks_the_box_of_the_pieces_they_lie_on() -> None:
