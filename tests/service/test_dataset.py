@@ -246,6 +246,16 @@ def test_qupath_annotations_are_read_with_holes_and_without_points(tmp_path: Pat
     assert image.objects[0].outline.area == 100 * 100 - 20 * 20
 
 
+def test_annotations_are_utf_8_with_or_without_a_mark(tmp_path: Path) -> None:
+    square = {"type": "Polygon", "coordinates": [[[0, 0], [9, 0], [9, 9], [0, 9], [0, 0]]]}
+    text = json.dumps([{"type": "Feature", "id": "Drüse", "geometry": square}], ensure_ascii=False)
+    for encoding in ("utf-8", "utf-8-sig"):
+        path = tmp_path / f"{encoding}.geojson"
+        path.write_text(text, encoding=encoding)
+        (item,) = read_geojson(tmp_path / "slide.svs", path).objects
+        assert item.object_id == "slide/Drüse"
+
+
 @pytest.mark.parametrize(
     "content",
     ["", "{", "7", '["a"]', '{"features": 3}', '[{"geometry": {"type": "Polygon"}}]', "\x00"]

@@ -191,6 +191,6 @@ def _area(drawn: BaseGeometry) -> BaseGeometry:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise InvalidRequest(f"{path.name} cannot be read as JSON: {error}") from error
