@@ -207,18 +207,29 @@ def test_a_missing_part_of_the_finest_level_is_a_problem_and_of_a_coarser_one_co
     assert np.array_equal(whole(slide), odd)
 
 
-@pytest.mark.parametrize(("missing", "says_total"), [(0, False), (1, False), (2, True)])
+@pytest.mark.parametrize(
+    ("missing", "untold"),
+    [(0, "InConcatenationTotalNumber"), (1, "InConcatenationTotalNumber"), (1, "ConcatenationUID"), (2, None)],
+)
 def test_a_missing_part_of_a_sparse_concatenation_is_no_white(
-    odd: Tissue, tmp_path: Path, missing: int, says_total: bool
+    odd: Tissue, tmp_path: Path, missing: int, untold: str | None
 ) -> None:
     paths = write_concatenation(tmp_path, odd, Series(), 3, Shape(sparse=True))
-    if not says_total:
+    if untold is not None:
         for path in paths:
             dataset = pydicom.dcmread(path)
-            del dataset.InConcatenationTotalNumber
+            delattr(dataset, untold)
             save(dataset, path)
     assert np.array_equal(whole(only(tmp_path)), odd)
     paths[missing].unlink()
+    assert "incomplete" in problem_of(tmp_path).detail
+
+
+def test_a_part_that_one_of_two_concatenations_lacks_is_missing(odd: Tissue, tmp_path: Path) -> None:
+    series = Series()
+    paths = [write_concatenation(tmp_path / name, odd, series, 3, Shape(sparse=True)) for name in "ab"]
+    assert np.array_equal(whole(only(tmp_path)), odd)
+    paths[1][0].unlink()
     assert "incomplete" in problem_of(tmp_path).detail
 
 
@@ -252,6 +263,29 @@ def test_items_without_end_are_walked_no_further_than_frames_go_and_only_once(
         with pytest.raises(UnreadableSlide):
             slide.read_region(0, 0, 0, 10, 10)
     assert len(looked) < 32
+
+
+def test_an_offset_table_without_lengths_is_none(odd: Tissue, tmp_path: Path) -> None:
+    dataset = instance(odd, Series(), Shape(JPEG_LS, offsets="extended"))
+    del dataset.ExtendedOffsetTableLengths
+    save(dataset, tmp_path / "a.dcm")
+    assert np.array_equal(whole(only(tmp_path)), odd)
+
+
+def test_an_offset_table_of_fewer_frames_is_a_typed_problem(odd: Tissue, tmp_path: Path) -> None:
+    dataset = instance(odd, Series(), Shape(JPEG_LS, offsets="extended"))
+    dataset.ExtendedOffsetTable = dataset.ExtendedOffsetTable[:-8]
+    dataset.ExtendedOffsetTableLengths = dataset.ExtendedOffsetTableLengths[:-8]
+    save(dataset, tmp_path / "a.dcm")
+    with pytest.raises(UnreadableSlide):
+        whole(only(tmp_path))
+
+
+def test_frames_without_places_lie_row_by_row_where_nothing_says_so(odd: Tissue, tmp_path: Path) -> None:
+    dataset = instance(odd, Series())
+    del dataset.DimensionOrganizationType
+    save(dataset, tmp_path / "a.dcm")
+    assert np.array_equal(whole(only(tmp_path)), odd)
 
 
 def test_series_are_told_apart_by_their_uids_in_one_folder(odd: Tissue, tmp_path: Path) -> None:
@@ -351,6 +385,40 @@ def test_pixels_that_are_not_square_count_with_the_area_that_they_have(odd: Tiss
     save(dataset, tmp_path / "a.dcm")
     info = only(tmp_path).info
     assert (info.mpp, info.pixel_ratio) == (pytest.approx(0.6), pytest.approx(2.25))
+
+
+def test_levels_that_do_not_tell_their_pixel_size_are_reduced_by_whole_factors_too(odd: Tissue, tmp_path: Path) -> None:
+    series = Series()
+    for level in (0, 1):
+        dataset = instance(reduced(odd, level), series)
+        del dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
+        del dataset.ImagedVolumeWidth
+        save(dataset, tmp_path / f"{level}.dcm")
+    info = only(tmp_path).info
+    assert info.mpp is None
+    assert [(level.downsample_x, level.downsample_y) for level in info.levels] == [(1, 1), (2, 2)]
+
+
+@pytest.mark.parametrize(("apart_mm", "levels"), [(0.0029, 2), (0.0031, 1)])
+def test_a_coarser_level_begins_where_the_finest_does_within_rounding_of_its_own_pixels(
+    odd: Tissue, tmp_path: Path, apart_mm: float, levels: int
+) -> None:
+    series = write_slide(tmp_path, odd, levels=1)
+    coarser = instance(reduced(odd, 2), series, mpp=2.0)
+    coarser.TotalPixelMatrixOriginSequence[0].XOffsetInSlideCoordinateSystem += apart_mm
+    save(coarser, tmp_path / "1.dcm")
+    assert len(only(tmp_path).info.levels) == levels
+
+
+@pytest.mark.parametrize("untold", [0, 1])
+def test_a_level_that_does_not_tell_where_it_begins_is_of_the_same_region(
+    odd: Tissue, tmp_path: Path, untold: int
+) -> None:
+    write_slide(tmp_path, odd)
+    dataset = pydicom.dcmread(tmp_path / f"{untold}.dcm")
+    del dataset.TotalPixelMatrixOriginSequence
+    save(dataset, tmp_path / f"{untold}.dcm")
+    assert len(only(tmp_path).info.levels) == 2
 
 
 def test_fingerprint_is_that_of_the_sorted_instance_uids(odd: Tissue, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ class PixelData:
             starts, ends = self._offsets(read_at, basic, first)
         except ValueError as error:
             raise UnreadableSlide(BROKEN) from error
-        if len(starts) != self.count or len(ends) != self.count:
+        if len(starts) != self.count:
             raise UnreadableSlide(BROKEN)
         return FrameTable(starts, ends, encapsulated=True)
 
