@@ -111,8 +111,8 @@ class PictureCache:
 
     def _keep(self, key: bytes, picture: Picture) -> None:
         with self._lock:
-            if key not in self._pictures:
+            if key not in self._pictures and picture.pixels.nbytes <= self._max_bytes:
                 self._pictures[key] = picture
                 self._bytes += picture.pixels.nbytes
-            while self._bytes > self._max_bytes and self._pictures:
+            while self._bytes > self._max_bytes:
                 self._bytes -= self._pictures.popitem(last=False)[1].pixels.nbytes
