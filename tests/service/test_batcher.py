@@ -7,8 +7,10 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
+from functools import partial
 
 import pytest
+from prometheus_client import REGISTRY
 
 from wsisam_service.errors import Overloaded, WorkerUnavailable
 from wsisam_service.execution import batcher as batcher_module
@@ -51,6 +53,10 @@ class Clock:
 
     def pass_by(self, _: object) -> None:
         self.now += 0.1
+
+
+def _in_flight(kind: str) -> float | None:
+    return REGISTRY.get_sample_value("wsisam_inflight", {"kind": kind})
 
 
 class Bench:
@@ -117,16 +123,31 @@ def test_decodes_without_end_leave_every_encode_its_turn(monkeypatch: pytest.Mon
     assert second > first + PATIENT_CALLS
 
 
+def test_what_waits_is_overdue_after_half_a_second_or_four_of_its_own_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batcher_module, "time", clock := Clock())
+    queue = DeviceQueue[int, int]("encode", lambda _, items: items, max_batch=2)
+    batcher = Batcher([queue], limits={"encode": 9}, free_memory=lambda: None)
+    batcher._queues = ()  # nobody serves it
+    batcher.submit(queue, "m", [1, 2, 3])
+    assert not queue.overdue(clock.now + 0.49)
+    assert queue.overdue(clock.now + 0.51)
+    queue.seconds_per_item = 0.2  # 0.4 s a call
+    assert not queue.overdue(clock.now + 1.59)
+    assert queue.overdue(clock.now + 1.61)
+    batcher.close()
+
+
+def as_request(bench: Bench, request: str, items: Sequence[int]) -> list[Future[Answer[int]]]:
+    token = current_request.set(RequestIds(request))
+    try:
+        return bench.batcher.submit(bench.decodes, "m", items)
+    finally:
+        current_request.reset(token)
+
+
 def test_a_click_waits_for_one_item_of_each_large_request_and_not_for_all_of_it(bench: Bench) -> None:
     bench.decodes.max_batch = 1
-
-    def submit(request: str, items: Sequence[int]) -> list[Future[Answer[int]]]:
-        token = current_request.set(RequestIds(request))
-        try:
-            return bench.batcher.submit(bench.decodes, "m", items)
-        finally:
-            current_request.reset(token)
-
+    submit = partial(as_request, bench)
     futures = submit("script", range(10, 15)) + submit("other script", range(20, 25)) + submit("script", [15])
     futures += submit("click", [1]) + submit("two clicks", [2, 3])
     bench.device.release.set()
@@ -135,14 +156,28 @@ def test_a_click_waits_for_one_item_of_each_large_request_and_not_for_all_of_it(
     assert order == [10, 20, 1, 2, 11, 21, 3, 12, 22, 13, 23, 14, 24, 15]
 
 
+def test_who_comes_again_waits_like_anybody_who_comes(bench: Bench) -> None:
+    bench.decodes.max_batch = 1
+    later: list[Future[Answer[int]]] = []
+
+    def trouble(items: Sequence[int]) -> None:
+        if 23 in items:
+            later.extend(as_request(bench, "again", [11]) + as_request(bench, "new", [1]))
+
+    bench.device.trouble = trouble
+    futures = as_request(bench, "again", [10]) + as_request(bench, "script", range(20, 26))
+    bench.device.release.set()
+    wait(futures, TIMEOUT_S)
+    wait(later, TIMEOUT_S)
+    assert [item for _, _, (item,) in bench.device.calls[1:]] == [10, 20, 21, 22, 23, 24, 11, 1, 25]
+
+
 def test_a_batch_is_of_one_model_and_of_the_queues_size(bench: Bench) -> None:
     futures = [bench.batcher.submit(bench.decodes, "ab"[item % 2], [item])[0] for item in range(20)]
     bench.device.release.set()
     assert results(futures) == [item * item for item in range(20)]
-    calls = bench.device.calls[1:]
-    assert all(len(items) <= 8 for _, _, items in calls)
-    assert all(len({item % 2 for item in items}) == 1 for _, _, items in calls)
-    assert calls[0] == ("decode", "a", list(range(0, 16, 2)))
+    batches = [("a", [0, 2, 4, 6, 8, 10, 12, 14]), ("b", [1, 3, 5, 7, 9, 11, 13, 15]), ("a", [16, 18]), ("b", [17, 19])]
+    assert [(group, items) for _, group, items in bench.device.calls[1:]] == batches, "in the order that they came"
 
 
 def test_a_cancelled_item_is_never_run(bench: Bench) -> None:
@@ -152,6 +187,13 @@ def test_a_cancelled_item_is_never_run(bench: Bench) -> None:
     bench.device.release.set()
     assert results([stays]) == [4]
     assert ("decode", "m", [2]) in bench.device.calls
+
+
+def test_what_has_begun_can_no_longer_be_cancelled(bench: Bench) -> None:
+    assert not bench.first[0].cancel()
+    bench.device.release.set()
+    assert results(bench.first) == [0]
+    assert bench.batcher.healthy
 
 
 def test_an_answered_item_is_let_go_at_once_and_not_by_the_collector() -> None:
@@ -216,6 +258,13 @@ def test_out_of_memory_with_one_item_frees_and_tries_again(bench: Bench) -> None
     assert results(futures) == [9]
 
 
+def test_retry_after_is_made_of_the_seconds_of_an_item_and_new_calls_count_a_fifth(bench: Bench) -> None:
+    bench.decodes.measured(0.8, 4)
+    assert bench.decodes.seconds_per_item == pytest.approx(0.2)
+    bench.decodes.measured(1.2, 1)
+    assert bench.decodes.seconds_per_item == pytest.approx(0.4)
+
+
 def test_beyond_the_limit_work_is_refused_with_the_time_it_would_wait() -> None:
     bench = Bench(limit=3)
     bench.device.release.set()
@@ -228,7 +277,8 @@ def test_beyond_the_limit_work_is_refused_with_the_time_it_would_wait() -> None:
             pass
     assert refused.value.retry_after_s in (8, 9)
     with bench.batcher.admit("decode", 256):
-        pass
+        assert _in_flight("decode") == 256
+    assert _in_flight("decode") == 0
     bench.batcher.close()
 
 
@@ -254,6 +304,8 @@ def test_a_device_is_healthy_after_an_odd_input_and_not_once_every_call_fails(be
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         if 99 in items:
             raise RuntimeError("CUDA error: out of memory")
+        if 5 in items:
+            raise RuntimeError("an odd prompt")
 
     def call(item: int) -> bool:
         wait(bench.batcher.submit(bench.decodes, "m", [item]), TIMEOUT_S)
@@ -261,6 +313,7 @@ def test_a_device_is_healthy_after_an_odd_input_and_not_once_every_call_fails(be
 
     bench.device.trouble = trouble
     bench.device.release.set()
+    assert all(map(call, [5] * (BROKEN_AFTER + 1))), "what is not the device's fault does not count"
     assert all(map(call, [13, 1, *[99] * BROKEN_AFTER, 13, 13, 2, 13, 13]))
     assert not call(13)
     assert call(3), "what works again is not restarted"

@@ -279,7 +279,7 @@ class Batcher:
         self._free_memory()
         half = len(batch) // 2
         if half:
-            queue.max_batch = max(1, min(queue.max_batch, half))
+            queue.max_batch = min(queue.max_batch, half)
             self._run(queue, batch[:half])
             self._run(queue, batch[half:])
             return
