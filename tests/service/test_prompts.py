@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -55,12 +56,17 @@ FULL = np.ones((4, 4), bool)
         (PromptSpec(), EmptyPrompt),
         (PromptSpec(box=(30, 30, 10, 40)), InvalidBox),
         (PromptSpec(box=(30, 30, 30, 40)), InvalidBox),
+        (PromptSpec(box=(10, 40, 30, 40)), InvalidBox),
         (PromptSpec(box=(NAN, 0, 10, 10)), InvalidNumber),
         (PromptSpec(box=(0, 0, INF, 10)), InvalidNumber),
         (PromptSpec(box=(-1e308, 0, 1e308, 10)), InvalidNumber),
         (PromptSpec(box=(-20_001, 0, 10, 10)), InvalidNumber),
         (PromptSpec(box=(-19_000, 0, -5, 10)), PromptOutsideSlide),
+        (PromptSpec(box=(0, 0, 40_001, 10)), InvalidNumber),
         (PromptSpec(box=(20_000, 0, 20_010, 10)), PromptOutsideSlide),
+        (PromptSpec(box=(0, 10_000, 10, 10_010)), PromptOutsideSlide),
+        (PromptSpec(box=(-10, 0, 0, 10)), PromptOutsideSlide),
+        (PromptSpec(box=(0, -10, 10, 0)), PromptOutsideSlide),
         (PromptSpec(points=((5, 5, 2),)), InvalidLabel),
         (PromptSpec(points=((5, 5, NAN),)), InvalidLabel),
         (PromptSpec(points=((NAN, 5, 1),)), InvalidNumber),
@@ -71,6 +77,9 @@ FULL = np.ones((4, 4), bool)
         (PromptSpec(mask=mask_spec(FULL, 0, 0, 0, 9)), InvalidBox),
         (PromptSpec(mask=mask_spec(FULL, 0, 0, -4, 9)), InvalidBox),
         (PromptSpec(mask=mask_spec(FULL, 0, 0, 1e308, 9)), InvalidNumber),
+        (PromptSpec(mask=mask_spec(FULL, -INF, 0, INF, 9)), InvalidNumber),
+        (PromptSpec(mask=mask_spec(FULL, 0, NAN, 9, 9)), InvalidNumber),
+        (PromptSpec(mask=mask_spec(FULL, 0, 0, 9, NAN)), InvalidNumber),
         (PromptSpec(mask=mask_spec(FULL, -100, 0, 90, 9)), PromptOutsideSlide),
         (PromptSpec(mask=MaskSpec((4, 4), "junk", 0, 0, 9, 9)), InvalidRequest),
     ],
@@ -78,6 +87,25 @@ FULL = np.ones((4, 4), bool)
 def test_each_mistake_has_its_error(spec: PromptSpec, error: type[ServiceError]) -> None:
     with pytest.raises(error):
         judge(spec, LEVEL0, SIZE)
+
+
+@pytest.mark.parametrize("beyond", [(20_001, 5), (5, 10_001), (-1, 5), (5, -1)])
+def test_one_point_of_the_object_on_the_slide_is_enough(beyond: tuple[float, float]) -> None:
+    outside, corner = (*beyond, 1.0), (20_000.0, 10_000.0, 1.0)
+    with pytest.raises(PromptOutsideSlide):
+        judge(PromptSpec(points=(outside,)), LEVEL0, SIZE)
+    assert len(judge(PromptSpec(points=(outside, corner)), LEVEL0, SIZE).positive) == 2
+
+
+def test_points_are_clicks_only_where_they_are_all_that_is_said() -> None:
+    points = ((5.0, 5.0, 1.0), (9.0, 9.0, 1.0), (5.0, 9.0, 0.0))
+    assert judge(PromptSpec(points=points), LEVEL0, SIZE).clicks == 2
+    assert judge(PromptSpec(points=points, box=(0, 0, 9, 9)), LEVEL0, SIZE).clicks == 0
+    assert judge(PromptSpec(points=points, mask=mask_spec(FULL, 0, 0, 9, 9)), LEVEL0, SIZE).clicks == 0
+
+
+def test_a_box_may_reach_as_far_beyond_the_slide_as_that_is_large() -> None:
+    assert judge(PromptSpec(box=(-20_000, -10_000, 40_000, 20_000)), LEVEL0, SIZE).box is not None
 
 
 def test_as_many_points_as_a_prompt_may_have_are_taken() -> None:
@@ -118,8 +146,9 @@ def test_frames_and_units_put_the_same_spot_in_the_same_place() -> None:
     assert spot(5, 10, frame="bounds", units="um") == (1010, 520)
     assert spot(1010, 520, image_size=SIZE) == (1010, 520)
     assert spot(10, 20, image_size=(8000, 4000)) == (1010, 520)
-    with pytest.raises(FrameMismatch):
-        spot(10, 20, image_size=(8001, 4000))
+    for other in ((8001, 4000), (8000, 4001), (20_000, 10_001)):
+        with pytest.raises(FrameMismatch):
+            spot(10, 20, image_size=other)
     with pytest.raises(InvalidRequest):
         spot(10, 20, image_size=SIZE, frame="level0")
 
@@ -154,6 +183,14 @@ def test_points_alone_are_seen_at_the_mpp_of_points() -> None:
     assert plan_view(point, SIZE, 0.5, CONFIG, mpp=4.1).mpp == 4.0
 
 
+def test_a_point_in_a_mask_or_a_box_leaves_them_their_finer_view() -> None:
+    point = ((5002.0, 5002.0, 1.0),)
+    for spec in (PromptSpec(mask=mask_spec(FULL, 5000, 5000, 8, 8)), PromptSpec(box=(5000, 5000, 5008, 5008))):
+        view = plan_view(judge(spec, LEVEL0, SIZE), SIZE, 0.5, CONFIG, mpp=None)
+        assert view.mpp < CONFIG.point_mpp
+        assert view == plan_view(judge(replace(spec, points=point), LEVEL0, SIZE), SIZE, 0.5, CONFIG, mpp=None)
+
+
 def test_a_view_almost_wholly_outside_is_refused() -> None:
     stamp = (100, 100)
     point = judge(PromptSpec(points=((50, 50, 1),)), LEVEL0, stamp)
@@ -179,6 +216,19 @@ def test_a_mask_lands_on_the_view_where_it_was_drawn(row: int, column: int) -> N
     expected[top:107, left:144] = True
     np.testing.assert_array_equal(logits > 0, expected)
     assert target.extent() == (x0 + left, y0 + top, x0 + 144, y0 + 107)
+
+
+@pytest.mark.parametrize(("left", "right", "columns"), [(0.5, 0.5, (64, 73)), (0.7, 0.3, (65, 72))])
+def test_a_pixel_of_the_view_is_set_where_at_least_half_of_it_is(
+    left: float, right: float, columns: tuple[int, int]
+) -> None:
+    view = View(256, 1, 400, 400, 0.5)  # one view pixel is one level-0 pixel
+    x0, y0 = view.origin_level0
+    spec = PromptSpec(mask=mask_spec(FULL, x0 + 64 + left, y0 + 32, 8 + right - left, 16))
+    logits = judge(spec, LEVEL0, SIZE).prompt(view).mask_hr
+    assert logits is not None
+    set_columns = np.flatnonzero((logits > 0).any(axis=0))
+    assert (set_columns[0], set_columns[-1] + 1) == columns
 
 
 def test_a_judged_mask_takes_no_more_memory_than_its_text() -> None:
@@ -215,3 +265,4 @@ def test_a_prompt_says_what_it_is_without_numbers() -> None:
     spec = PromptSpec(box=(1, 2, 3, 4), points=((1, 2, 1), (3, 4, 0)), refine="t")
     assert spec.described() == "box, 2 points, correction"
     assert spec.kinds() == {"box", "points"}
+    assert PromptSpec(points=((1, 2, 1),)).described() == "1 point"

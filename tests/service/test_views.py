@@ -15,6 +15,7 @@ from wsisam_service.views import (
     MAX_REQUEST_MPP,
     MIN_REQUEST_MPP,
     View,
+    believable_mpp,
     nearest_step,
     snapped_view,
     step_for_extent,
@@ -79,6 +80,18 @@ def test_step_is_the_finest_at_which_the_prompt_fills_half_the_view(extent_um: f
     assert k == FINEST_STEP or extent_um > EXTENT_FRACTION * side * step_mpp(k - 1) * (1 - 1e-6)
 
 
+def test_rounding_makes_no_view_coarser() -> None:
+    extent_um = ((1000 + 32 / 0.3) - 1000) * 0.3
+    assert extent_um > 32, "half of a view of 256 pixels at step 0, but for the last bit"
+    assert step_for_extent(extent_um, 256) == 0
+
+
+def test_pixel_sizes_that_no_scanner_has_are_not_believed() -> None:
+    assert believable_mpp(0.05)
+    assert believable_mpp(20.0)
+    assert not any(map(believable_mpp, (None, 0.049, 20.1, math.nan)))
+
+
 @given(mpp=st.floats(MIN_REQUEST_MPP, MAX_REQUEST_MPP))
 def test_nearest_step_is_nearest_in_log2(mpp: float) -> None:
     distance = abs(math.log2(mpp / step_mpp(nearest_step(mpp))))
@@ -128,6 +141,19 @@ def test_outside_fraction_counts_area() -> None:
     view = View(side=256, k=0, cx=0, cy=0, slide_mpp=0.25)  # a quarter of it lies on the slide
     assert view.outside_fraction(10_000, 10_000) == pytest.approx(0.75)
     assert view.outside_fraction(64, 10_000) == pytest.approx(0.875)
+
+
+def test_a_view_beyond_a_corner_is_wholly_outside() -> None:
+    view = View(side=256, k=0, cx=32, cy=32, slide_mpp=0.25)  # x and y 896..1152
+    assert view.outside_fraction(500, 500) == 1.0
+    assert view.outside_fraction(500, 2000) == view.outside_fraction(2000, 500) == 1.0
+
+
+def test_a_view_contains_what_reaches_its_borders_and_nothing_beyond_any_of_them() -> None:
+    view = View(side=256, k=0, cx=8, cy=8, slide_mpp=0.25)  # x and y 128..384
+    assert view.contains((128, 128, 384, 384))
+    for beyond in ((127, 128, 384, 384), (128, 127, 384, 384), (128, 128, 385, 384), (128, 128, 384, 385)):
+        assert not view.contains(beyond)
 
 
 def test_inner_borders_are_those_with_slide_beyond() -> None:

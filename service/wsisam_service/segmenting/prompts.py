@@ -6,7 +6,6 @@ of `views`. Everything a client can get wrong about a prompt is judged here, bef
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -254,8 +253,6 @@ def _points(
 
 
 def _mask(spec: MaskSpec, frame: RequestFrame, size: tuple[int, int]) -> MaskTarget:
-    if not all(map(math.isfinite, (spec.x, spec.y, spec.width, spec.height))):
-        raise InvalidNumber("a coordinate is not finite")
     x0, y0 = _position(spec.x, spec.y, frame, size)
     x1, y1 = _position(spec.x + spec.width, spec.y + spec.height, frame, size)
     if x0 >= x1 or y0 >= y1:
