@@ -14,6 +14,7 @@ import shapely
 from shapely.geometry import shape
 from stand_ins import NumpyExecutor
 
+from wsisam_model.config import MODELS
 from wsisam_service.errors import (
     InvalidBox,
     InvalidRequest,
@@ -30,6 +31,7 @@ from wsisam_service.jobs import DecodedMask, DecodeJob, DecodeResult, PixelSourc
 from wsisam_service.masks import rle
 from wsisam_service.segmenting import slide_views
 from wsisam_service.segmenting.answers import EveryPromptFailed, PromptAnswer, PromptProblem, SegmentAnswer
+from wsisam_service.segmenting.offers import model_offer
 from wsisam_service.segmenting.prompts import MaskSpec, PromptSpec
 from wsisam_service.segmenting.segmenter import MAX_MASK_CHARACTERS, Segmenter, SegmentRequest
 from wsisam_service.settings import Settings
@@ -135,6 +137,7 @@ async def test_mask_and_view_agree_with_the_outline() -> None:
     centres = shapely.points(view.x + (columns + 0.5) * scale, view.y + (rows + 0.5) * scale)
     assert shapely.contains(outline, centres).all()
     np.testing.assert_allclose(outline.area, mask.sum() * scale**2, rtol=1e-6)
+    np.testing.assert_allclose(result.bbox, outline.bounds)
 
 
 async def test_bounds_and_micrometres_come_back_in_pixels_of_the_bounds() -> None:
@@ -202,7 +205,13 @@ SPREAD_CLICKS = PromptSpec(points=((2048, 2048, 1), (2148, 2048, 1), (2048, 2168
 @pytest.mark.parametrize("spec", [CLICK, SPREAD_CLICKS], ids=["one", "three"])
 @pytest.mark.parametrize(
     ("stabilities", "looks", "mpp"),
-    [((0.5, 0.9), 2, 2.0), ((0.5, 0.4), 2, 1.0), ((0.5, UnreadableSlide("away")), 2, 1.0), ((0.95,), 1, 1.0)],
+    [
+        ((0.5, 0.9), 2, 2.0),
+        ((0.5, 0.6), 2, 2.0),
+        ((0.5, 0.4), 2, 1.0),
+        ((0.5, UnreadableSlide("away")), 2, 1.0),
+        ((0.95,), 1, 1.0),
+    ],
 )
 async def test_clicks_have_a_second_look_where_they_are_unsure_and_the_more_stable_answer_stays(
     spec: PromptSpec, stabilities: tuple[float | Exception, ...], looks: int, mpp: float
@@ -245,12 +254,22 @@ async def test_nothing_else_has_a_second_look(request_: SegmentRequest) -> None:
     assert len(executor.asked) == 1
 
 
+async def test_a_view_nearly_all_of_which_lies_outside_gets_no_second_look() -> None:
+    info = SlideInfo((Level(60, 60),), mpp=MPP)  # 30 µm, of the 512 of a second look
+    stamp = Slide("s", "s", "s" * 64, info, lambda: _GreySlide(info, False))
+    executor = GuessingExecutor(stabilities=(0.5,))
+    result = await answer_of(executor, SegmentRequest([PromptSpec(points=((30, 30, 1),))]), stamp)
+    assert len(executor.asked) == 1
+    assert result.view.mpp == 1.0
+
+
 async def test_a_correction_stays_on_the_view_of_the_look_that_it_corrects() -> None:
     executor = GuessingExecutor(stabilities=(0.5, 0.9, 0.1))
     first = await answer_of(executor, SegmentRequest([CLICK]))
-    second = await answer_of(executor, SegmentRequest([PromptSpec(refine=first.refine, points=((2060, 2048, 0),))]))
+    second = await answer_of(executor, SegmentRequest([PromptSpec(refine=first.refine, points=((2060, 2048, 1),))]))
     assert second.view == first.view
     assert len(executor.asked) == 3
+    assert executor.asked[-1].stability_offset is None, "it has a view, so there is nothing to guess"
 
 
 async def test_after_two_retries_the_answer_says_that_it_still_touches() -> None:
@@ -258,11 +277,18 @@ async def test_after_two_retries_the_answer_says_that_it_still_touches() -> None
     result = await answer_of(executor, SegmentRequest([PromptSpec(box=(2030, 2030, 2070, 2070))]))
     assert len(executor.calls) == 3
     assert result.touches_edge
+    correction = PromptSpec(refine=result.refine, points=((2040, 2040, 1),))
+    corrected = await answer_of(executor, SegmentRequest([correction]))
+    assert len(executor.calls) == 4, "a correction stays on its view although its mask is cut"
+    assert corrected.view == result.view
+    assert corrected.touches_edge
 
 
 async def test_the_border_of_the_slide_is_no_reason_to_retry() -> None:
-    executor = DiscExecutor(disc=(0, 2048, 30))
+    executor = DiscExecutor(disc=(-64, 2048, 40))
     result = await answer_of(executor, SegmentRequest([PromptSpec(box=(0, 2020, 30, 2080))]))
+    assert result.view.x == -64
+    assert rle.decode(result.mask)[:, 0].any()
     assert len(executor.calls) == 1
     assert not result.touches_edge
 
@@ -356,6 +382,28 @@ async def test_a_correction_adds_its_points_on_the_same_view() -> None:
     with pytest.raises(EveryPromptFailed) as foreign:
         await segmenter.segment(slide(name="t"), SegmentRequest([PromptSpec(refine=first.refine)]), Timings())
     assert isinstance(foreign.value.problems[0].error, RefineExpired)
+    other_model = Segmenter(NumpyExecutor(model="vit_b"), Settings())
+    with pytest.raises(EveryPromptFailed) as of_another:
+        await other_model.segment(on, SegmentRequest([PromptSpec(refine=first.refine)]), Timings())
+    assert "another slide or model" in str(of_another.value)
+
+
+async def test_answers_are_recalled_in_order_and_only_for_their_slide_model_and_adapters() -> None:
+    executor, on = NumpyExecutor(), slide()
+    segmenter = Segmenter(executor, Settings())
+    boxes = [replace(BOX, box=(2000, 2000, 2100 + 4 * number, 2120)) for number in range(3)]
+    given = (await segmenter.segment(on, SegmentRequest(boxes), Timings())).results
+    tokens = [one.refine for one in given if isinstance(one, PromptAnswer)] * 100
+    offer, drew = await model_offer(executor, None), {"0" * 64}
+    recalled = await segmenter.recall(on, tokens, offer, drew)
+    assert [one.mask for one in recalled] == [one.mask for one in given if isinstance(one, PromptAnswer)] * 100
+    for where, what, by in (
+        (slide(name="t"), offer, drew),
+        (on, replace(offer, config=MODELS["vit_b"]), drew),
+        (on, offer, {"1" * 64}),
+    ):
+        with pytest.raises(RefineExpired, match="is of"):
+            await segmenter.recall(where, tokens[:1], what, by)
 
 
 async def test_what_the_frozen_model_drew_it_corrects() -> None:
