@@ -28,7 +28,7 @@ from wsisam_service.errors import (
     WorkerUnavailable,
 )
 from wsisam_service.jobs import DecodedMask, DecodeJob, DecodeResult, PixelSource, Timings
-from wsisam_service.masks import rle
+from wsisam_service.masks import geojson, rle
 from wsisam_service.segmenting import slide_views
 from wsisam_service.segmenting.answers import EveryPromptFailed, PromptAnswer, PromptProblem, SegmentAnswer
 from wsisam_service.segmenting.offers import model_offer
@@ -163,6 +163,7 @@ async def test_an_object_that_does_not_fit_is_decoded_coarser_in_one_call_a_roun
         assert result.view.mpp == 1.0
         np.testing.assert_allclose(result.area_um2, np.pi * 150**2 * MPP**2, rtol=0.02)
     assert [len(call) for call in executor.calls] == [2, 2, 2]
+    assert not any(job.prompt.wider for call in executor.calls for job in call), "a box says how large its object is"
     first, second = executor.calls[0][0], executor.calls[1][0]
     assert second.hr == first.lr
 
@@ -208,6 +209,7 @@ SPREAD_CLICKS = PromptSpec(points=((2048, 2048, 1), (2148, 2048, 1), (2048, 2168
     [
         ((0.5, 0.9), 2, 2.0),
         ((0.5, 0.6), 2, 2.0),
+        ((0.5, 0.5), 2, 1.0),
         ((0.5, 0.4), 2, 1.0),
         ((0.5, UnreadableSlide("away")), 2, 1.0),
         ((0.95,), 1, 1.0),
@@ -302,6 +304,22 @@ async def test_a_bad_prompt_does_not_fail_the_others() -> None:
     assert isinstance(good, PromptAnswer)
     assert isinstance(pointless, PromptProblem)
     assert isinstance(pointless.error, NoPositivePoint)
+
+
+async def test_an_outline_that_cannot_be_made_does_not_fail_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    feature = geojson.feature
+
+    def of_good_ones(area: Any, **options: Any) -> Any:
+        if options["classification"] is not None:
+            raise ZeroDivisionError
+        return feature(area, **options)
+
+    monkeypatch.setattr(geojson, "feature", of_good_ones)
+    prompts = [replace(BOX, id="bad", classification="Gland"), BOX]
+    bad, good = (await segment(NumpyExecutor(), SegmentRequest(prompts, format="geojson"))).results
+    assert isinstance(bad, PromptProblem)
+    assert bad.id == "bad"
+    assert isinstance(good, PromptAnswer)
 
 
 async def test_when_every_prompt_fails_the_first_error_leads() -> None:
@@ -404,6 +422,9 @@ async def test_answers_are_recalled_in_order_and_only_for_their_slide_model_and_
     ):
         with pytest.raises(RefineExpired, match="is of"):
             await segmenter.recall(where, tokens[:1], what, by)
+    executor.given.clear()
+    with pytest.raises(RefineExpired, match="gone"):
+        await segmenter.recall(on, tokens[:1], offer, drew)
 
 
 async def test_what_the_frozen_model_drew_it_corrects() -> None:

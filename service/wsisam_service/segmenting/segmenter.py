@@ -319,7 +319,7 @@ def _asked(call: _Call, plan: Plan) -> str:
         return NO_ADAPTERS
     if not call.offer.own:
         return DEFAULT_ADAPTERS  # a worker that is a version older knows no names
-    if wanted != DEFAULT_ADAPTERS or plan.earlier is None:
+    if plan.earlier is None:
         return wanted
     drew = (one.name for one in call.offer.may_draw(wanted) if one is not None and one.sha256 == plan.earlier.adapters)
     return next(drew, wanted)
