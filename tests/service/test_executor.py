@@ -20,9 +20,9 @@ from wsisam_model.prompts import MAX_POINTS, Prompt
 from wsisam_service.errors import InvalidRequest, Overloaded, RefineExpired, UnknownModel
 from wsisam_service.execution.backend import DecodeItem
 from wsisam_service.execution.executor import LOOKS_AT_A_TIME, LocalExecutor
-from wsisam_service.jobs import DecodeJob, DecodeResult, Rle, Timings, ViewPixels
+from wsisam_service.jobs import FIRST_MARK, DecodeJob, DecodeResult, Purges, Rle, Timings, ViewPixels
 from wsisam_service.masks import rle
-from wsisam_service.stores.embeddings import MemoryStore, TieredStore
+from wsisam_service.stores.embeddings import MemoryStore, TieredStore, Unclaimed
 from wsisam_service.stores.opening import open_store
 
 SIDE = 256
@@ -689,6 +689,58 @@ async def test_ready_after_warm_up_and_not_after_the_thread_has_crashed(rig: Rig
     assert isinstance(result, Exception)
     await until(lambda: not rig.executor._batcher._thread.is_alive())
     assert not await rig.executor.ready()
+
+
+class SlowStore(MemoryStore):
+    """Keeps what is put only once it is let; `told` is what has happened to it."""
+
+    def __init__(self) -> None:
+        super().__init__(1_000_000)
+        self.begun, self.release = asyncio.Event(), asyncio.Event()
+        self.told: list[str] = []
+
+    async def put(self, key: str, blob: bytes, ttl_s: float | None = None) -> None:
+        self.begun.set()
+        await self.release.wait()
+        await super().put(key, blob, ttl_s)
+        self.told.append("stored")
+
+    async def aclose(self) -> None:
+        self.told.append("closed")
+
+
+@pytest.mark.parametrize("role", ["store", "refine"])
+async def test_closing_waits_for_what_is_being_stored_and_closes_the_stores(role: str) -> None:
+    slow = SlowStore()
+    rig = Rig(store=TieredStore([slow])) if role == "store" else Rig(refine=TieredStore([slow]))
+    await rig.executor.warm_up()
+    await rig.one(job(lr=None))
+    await slow.begun.wait()
+    closing = asyncio.create_task(rig.executor.aclose())
+    await until(lambda: not rig.executor._batcher._thread.is_alive())
+    assert not await rig.executor.ready()
+    slow.release.set()
+    await closing
+    assert slow.told == ["stored", "closed"]
+
+
+async def test_nobody_follows_the_purges_of_others_once_it_is_closed() -> None:
+    class Shared(MemoryStore):
+        async def claim(self, key: str) -> Unclaimed:
+            return Unclaimed()
+
+        async def announce_purge(self, part: str) -> bool:
+            return True
+
+        async def purges_since(self, mark: str | None, *, by_others: bool) -> Purges:
+            return Purges((), FIRST_MARK)
+
+    before = asyncio.all_tasks()
+    rig = Rig(store=TieredStore([Shared(1_000)]))
+    await rig.executor.warm_up()
+    (following,) = asyncio.all_tasks() - before
+    await rig.executor.aclose()
+    assert following.done()
 
 
 async def test_one_view_and_one_box_are_enough_to_warm_up(rig: Rig) -> None:

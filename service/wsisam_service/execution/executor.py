@@ -196,7 +196,6 @@ class LocalExecutor(Generic[E, V]):
 
     async def aclose(self) -> None:
         """Finish what runs and what is being stored, refuse the rest, and end the threads."""
-        self._warm = False
         if self._following is not None:
             self._following.cancel()
         await asyncio.to_thread(self._batcher.close)
