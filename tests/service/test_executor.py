@@ -14,13 +14,18 @@ from typing import Any
 import numpy as np
 import pytest
 from prometheus_client import REGISTRY
+from safetensors.numpy import save
 
 from wsisam_model.config import MODELS
 from wsisam_model.prompts import MAX_POINTS, Prompt
 from wsisam_service.errors import InvalidRequest, Overloaded, RefineExpired, UnknownModel
+from wsisam_service.execution import refine
 from wsisam_service.execution.backend import DecodeItem
+from wsisam_service.execution.device_cache import DeviceCache, ReadyView
 from wsisam_service.execution.executor import LOOKS_AT_A_TIME, LocalExecutor
-from wsisam_service.jobs import FIRST_MARK, DecodeJob, DecodeResult, Purges, Rle, Timings, ViewPixels
+from wsisam_service.execution.postprocess import draw
+from wsisam_service.execution.refine import RefineState, RefineStates
+from wsisam_service.jobs import FIRST_MARK, DecodedMask, DecodeJob, DecodeResult, Purges, Rle, Timings, ViewPixels
 from wsisam_service.masks import rle
 from wsisam_service.stores.embeddings import MemoryStore, TieredStore, Unclaimed
 from wsisam_service.stores.opening import open_store
@@ -165,6 +170,24 @@ class Pixels:
 OPTIONS = {"l1_bytes": 100_000, "max_encodes": 64, "max_decodes": 1024, "encode_batch": 4, "decode_batch": 16}
 
 
+class SlowStore(MemoryStore):
+    """Keeps what is put only once it is let; `told` is what has happened to it."""
+
+    def __init__(self) -> None:
+        super().__init__(1_000_000)
+        self.begun, self.release = asyncio.Event(), asyncio.Event()
+        self.told: list[str] = []
+
+    async def put(self, key: str, blob: bytes, ttl_s: float | None = None) -> None:
+        self.begun.set()
+        await self.release.wait()
+        await super().put(key, blob, ttl_s)
+        self.told.append("stored")
+
+    async def aclose(self) -> None:
+        self.told.append("closed")
+
+
 class Rig:
     """An executor with its parts in sight."""
 
@@ -240,6 +263,14 @@ async def test_specks_are_drawn_only_where_somebody_clicked_also_in_an_earlier_t
     assert [rle.decode(second.masks[0].mask)[y, x] for x, y in rig.model.specks] == [True, True]
 
 
+def test_a_mask_is_where_the_logits_are_above_zero() -> None:
+    nothing = np.zeros((256, 256), np.float32)
+    drawn = draw(FakeModel(), FakeDecoded(nothing[None], np.array([0.5]), nothing, nothing, nothing), (SIDE, SIDE), BOX)
+    assert drawn.lr_mask is not None
+    assert not rle.decode(drawn.masks[0].mask).any()
+    assert not rle.decode(drawn.lr_mask).any()
+
+
 async def test_multimask_and_lr_mask_come_when_asked_for(rig: Rig) -> None:
     result = await rig.one(job(multimask=True, lr_mask=True))
     assert len(result.masks) == 3
@@ -251,6 +282,7 @@ async def test_the_frozen_model_neither_reads_nor_encodes_the_wider_view(rig: Ri
     assert rig.pixels.reads == [HR]
     assert (result.cache_lr, result.lr_mask) == (None, None)
     assert rig.model.decoded[0].frozen
+    assert not rig.model.decoded[0].lr_mask, "there is nothing to draw it from"
     rig.model.adapters = None
     assert (await rig.one(job())).cache_lr is None
     assert rig.pixels.reads == [HR]
@@ -510,6 +542,8 @@ async def test_a_key_of_other_weights_is_refused_not_answered(rig: Rig) -> None:
     assert [type(result) for result in await rig.decode(job(hr=stale, lr=None))] == [UnknownModel]
     with pytest.raises(UnknownModel):
         await rig.executor.encode([stale], rig.pixels, Timings())
+    with pytest.raises(UnknownModel):
+        await rig.executor.missing([stale])
 
 
 async def test_device_memory_for_views_stays_within_its_bound_as_they_grow() -> None:
@@ -521,6 +555,49 @@ async def test_device_memory_for_views_stays_within_its_bound_as_they_grow() -> 
     assert (await rig.one(job(views(0)[0], None))).cache_hr == "memory"
     assert len(rig.pixels.reads) == 6
     await rig.executor.aclose()
+
+
+def test_views_used_longest_ago_leave_device_memory_first() -> None:
+    cache = DeviceCache[FakeView](3_000)
+
+    def put(key: str, nbytes: int = 1_000) -> None:
+        cache.put(key, ReadyView(FakeView(0, nbytes), (SIDE, SIDE)))
+
+    for key in "abc":
+        put(key)
+    assert cache.get("a") is not None
+    put("c")  # again, in its own place
+    assert cache.size_bytes == 3_000
+    put("d")
+    assert [key for key in "abcd" if key in cache] == ["a", "c", "d"]
+    put("larger than all", 3_001)
+    assert [key for key in "abcd" if key in cache] == ["a", "c", "d"]
+    cache.shrink()
+    assert [key for key in "abcd" if key in cache] == ["d"], "at most half is kept"
+    put("as large as all", 3_000)
+    assert "as large as all" in cache
+    assert cache.size_bytes == 3_000
+
+
+async def test_what_a_decode_adds_to_the_wider_view_counts_too(rig: Rig) -> None:
+    def grow(items: Sequence[DecodeItem[FakeView]]) -> None:
+        for item in items:
+            assert item.lr is not None
+            item.lr.nbytes = 1_200
+
+    rig.model.trouble = grow
+    await rig.one(job())
+    assert rig.executor._cache.size_bytes == 1_500 + 1_200
+
+
+async def test_a_device_without_memory_refuses_the_whole_request(rig: Rig) -> None:
+    def trouble(items: Sequence[DecodeItem[FakeView]]) -> None:
+        if any(item.prompt.box is None for item in items):
+            raise MemoryError
+
+    rig.model.trouble = trouble
+    with pytest.raises(Overloaded):
+        await rig.decode(job(), job(prompt=Prompt(points=((3.0, 4.0),), labels=(1,))))
 
 
 async def test_what_a_decode_adds_counts_although_its_client_has_left(rig: Rig) -> None:
@@ -571,6 +648,39 @@ async def test_encode_reports_missing_and_purge(rig: Rig) -> None:
     await rig.one(job(*views(0)))
     assert await rig.executor.purge("aa") == 2
     assert await rig.executor.missing([HR, LR, *views(0)]) == [HR, LR]
+
+
+async def test_what_is_being_encoded_or_stored_during_a_purge_is_forgotten_too(rig: Rig) -> None:
+    async def purged(rig: Rig, go_on: Callable[[], None]) -> None:
+        purging = asyncio.create_task(rig.executor.purge("aa"))
+        await until(lambda: bool(rig.executor._views._forgetting) or purging.done())
+        go_on()
+        await purging
+        await until(lambda: not rig.executor._views._writes)
+        assert await rig.executor.missing([HR]) == [HR]
+
+    rig.model.hold()
+    click = asyncio.create_task(rig.one(job(lr=None)))
+    await busy(rig.model)
+    await purged(rig, rig.model.release.set)
+    await asyncio.gather(click, return_exceptions=True)
+    slow = SlowStore()
+    other = Rig(store=TieredStore([slow]))
+    await other.one(job(lr=None))
+    await slow.begun.wait()
+    await purged(other, slow.release.set)
+    await other.executor.aclose()
+
+
+async def test_a_prewarm_ends_once_its_views_are_stored() -> None:
+    slow = SlowStore()
+    rig = Rig(store=TieredStore([slow]))
+    prewarm = asyncio.create_task(rig.executor.encode([HR], rig.pixels, Timings()))
+    await slow.begun.wait()
+    slow.release.set()
+    await prewarm
+    assert slow.told == ["stored"]
+    await rig.executor.aclose()
 
 
 async def test_a_purge_that_runs_out_of_time_takes_nobody_else_along() -> None:
@@ -632,6 +742,8 @@ async def test_a_correction_with_too_many_points_in_all_never_reaches_the_device
     many = Prompt(points=((5.0, 5.0),) * (MAX_POINTS - 1), labels=(1,) * (MAX_POINTS - 1))
     first = await rig.one(job(prompt=many))
     decoded = len(rig.model.decoded)
+    await rig.one(job(prompt=Prompt(points=((6.0, 6.0),), labels=(0,)), refine_from=first.refine_id))
+    decoded += 1
     two = Prompt(points=((6.0, 6.0),) * 2, labels=(0, 0))
     (refused,) = await rig.decode(job(prompt=two, refine_from=first.refine_id))
     assert isinstance(refused, InvalidRequest)
@@ -657,6 +769,37 @@ async def test_a_recalled_answer_is_the_one_given_and_decodes_nothing(
     assert drawn != [threading.get_ident()]  # others are answered meanwhile
     (elsewhere,) = await rig.decode(job(*views(0), refine_from=given.refine_id, recall=True))
     assert isinstance(elsewhere, RefineExpired)
+
+
+async def test_a_correction_starts_from_the_same_logits_before_and_after_they_are_stored() -> None:
+    slow = SlowStore()
+    states = RefineStates(TieredStore([slow]))
+    logits = np.full((256, 256), 0.1, np.float32)
+    refine_id = states.keep(RefineState(HR, BOX, logits, None, DecodedMask(Rle((256, 256), "PPYo0"), 0.9)))
+    early = await states.load(refine_id)
+    slow.release.set()
+    await until(lambda: not states._pending)
+    late = await states.load(refine_id)
+    np.testing.assert_array_equal(early.logits_hr, late.logits_hr)
+    assert early.answer == late.answer
+
+
+@pytest.mark.parametrize("words", [b"{}", b"[]", b'{"hr": "a", "box": 1, "points": [], "labels": [], "answer": []}'])
+def test_a_refine_state_of_another_kind_is_damaged(words: bytes) -> None:
+    with pytest.raises(ValueError, match="damaged"):
+        RefineState.from_bytes(save({"prompt": np.frombuffer(words, np.uint8)}))
+
+
+async def test_answers_pile_up_behind_a_slow_store_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refine, "MAX_PENDING", 1)
+    slow = SlowStore()
+    rig = Rig(refine=TieredStore([slow]))
+    kept, given = await rig.one(job()), await rig.one(job())
+    await rig.one(job(refine_from=kept.refine_id))
+    (lost,) = await rig.decode(job(refine_from=given.refine_id))
+    assert isinstance(lost, RefineExpired)
+    slow.release.set()
+    await rig.executor.aclose()
 
 
 async def test_a_refine_state_belongs_to_its_view_and_expires(rig: Rig) -> None:
@@ -689,24 +832,6 @@ async def test_ready_after_warm_up_and_not_after_the_thread_has_crashed(rig: Rig
     assert isinstance(result, Exception)
     await until(lambda: not rig.executor._batcher._thread.is_alive())
     assert not await rig.executor.ready()
-
-
-class SlowStore(MemoryStore):
-    """Keeps what is put only once it is let; `told` is what has happened to it."""
-
-    def __init__(self) -> None:
-        super().__init__(1_000_000)
-        self.begun, self.release = asyncio.Event(), asyncio.Event()
-        self.told: list[str] = []
-
-    async def put(self, key: str, blob: bytes, ttl_s: float | None = None) -> None:
-        self.begun.set()
-        await self.release.wait()
-        await super().put(key, blob, ttl_s)
-        self.told.append("stored")
-
-    async def aclose(self) -> None:
-        self.told.append("closed")
 
 
 @pytest.mark.parametrize("role", ["store", "refine"])
