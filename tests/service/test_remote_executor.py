@@ -131,6 +131,7 @@ def test_a_decode_call_arrives_as_it_was_sent() -> None:
     names = ("hr", "lr", "adapters", "multimask", "lr_mask", "refine_from", "refinable", "stability_offset", "recall")
     for name in names:
         assert getattr(second, name) == getattr(jobs[1], name)
+    assert second.prompt.wider
     assert (second.prompt.points, second.prompt.labels) == (((1.5, 2.0), (3.0, 4.25)), (1, 0))
     assert second.prompt.mask_hr is not None
     assert second.prompt.mask_lr is not None
@@ -176,11 +177,21 @@ def test_another_version_is_refused_not_misread() -> None:
     body = write_decode_call(DecodeCall([job()])).replace(b'"version":%d' % VERSION, b'"version":9')
     with pytest.raises(InvalidRequest, match="version"):
         read_decode_call(body)
+    with pytest.raises(WorkerUnavailable, match="version"):
+        read_decode_reply(orjson.dumps({"version": 9, "results": [], "seconds": {}}))
 
 
-def test_pixels_of_another_kind_are_refused() -> None:
+@pytest.mark.parametrize(("shape", "kind"), [((256, 256), "u1"), ((256, 256, 4), "u1"), ((256, 256, 3), "f4")])
+def test_pixels_of_another_kind_are_refused(shape: tuple[int, ...], kind: str) -> None:
     with pytest.raises(InvalidRequest):
-        read_decode_call(write_decode_call(DecodeCall([job()], {HR: np.zeros((256, 256), np.uint8)})))
+        read_decode_call(write_decode_call(DecodeCall([job()], {HR: np.zeros(shape, kind)})))
+
+
+@pytest.mark.parametrize(("shape", "kind"), [((256, 255), "i1"), ((1, 256, 256), "i1"), ((256, 256), "u1")])
+def test_mask_prompts_of_another_kind_are_refused(shape: tuple[int, ...], kind: str) -> None:
+    tensors = load(write_decode_call(DecodeCall([job()])))
+    with pytest.raises(InvalidRequest):
+        read_decode_call(save({**tensors, "mask_hr.0": np.zeros(shape, kind)}))
 
 
 async def test_a_cold_click_takes_two_calls_and_a_warm_one_one_small_call() -> None:
@@ -208,6 +219,24 @@ async def test_jobs_go_by_view_and_come_back_in_order() -> None:
         assert {request.headers[VIEW_HEADER] for request in wire.requests} == {HR, OTHER}
     local = await NumpyExecutor().decode(jobs, Pixels(), Timings())
     assert [answer.masks for answer in answers] == [answer.masks for answer in local]  # type: ignore[union-attr]
+
+
+async def test_the_views_of_a_request_are_asked_for_side_by_side() -> None:
+    class Meeting(Wire):
+        met = asyncio.Event()
+
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            if len(self.requests) == 1:
+                self.met.set()
+            response = await super().handle_async_request(request)
+            await asyncio.wait_for(self.met.wait(), 10)
+            return response
+
+    wire = Meeting(NumpyExecutor())
+    client = RemoteExecutor("http://workers", TOKEN, timeout_s=20, transport=wire)
+    answers = await client.decode([job(HR, None), job(OTHER, None)], Pixels(), Timings())
+    assert all(isinstance(answer, DecodeResult) for answer in answers)
+    await client.aclose()
 
 
 async def test_one_view_that_cannot_be_read_fails_its_jobs_only() -> None:
@@ -366,6 +395,17 @@ async def test_a_lost_connection_and_a_routers_503_are_tried_again(monkeypatch: 
         wire.lose = lose
         (answer,) = await client.decode([job()], Pixels(), Timings())
     assert isinstance(answer, DecodeResult)
+
+
+async def test_a_worker_that_takes_too_long_is_not_asked_again() -> None:
+    def late(_: int) -> httpx.Response:
+        raise httpx.ReadTimeout("late")
+
+    async with remote(NumpyExecutor()) as (client, wire):
+        wire.lose = late
+        with pytest.raises(Timeout):
+            await client.decode([job()], Pixels(), Timings())
+        assert len(wire.requests) == 1
 
 
 async def test_no_worker_at_all_is_one_plain_error(monkeypatch: pytest.MonkeyPatch) -> None:
