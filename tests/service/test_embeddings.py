@@ -44,8 +44,10 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> EmbeddingStore:
 
 
 async def test_a_store_gives_back_what_it_was_given(store: EmbeddingStore) -> None:
-    await store.put(key(1), b"one")
+    await store.put(key(1), b"first")
+    size = store.size_bytes
     await store.put(key(1), b"other")
+    assert store.size_bytes == size
     assert await store.get(key(1)) == b"other"
     assert await store.contains(key(1))
     assert await store.get(key(2)) is None
@@ -108,6 +110,8 @@ async def test_a_blob_larger_than_the_bound_pushes_nothing_out() -> None:
     await store.put(key(1), bytes(301))
     assert await store.contains(key(0))
     assert not await store.contains(key(1))
+    await store.put(key(2), bytes(300))
+    assert await store.contains(key(2))
 
 
 async def test_a_folder_stays_within_its_bound_and_drops_what_was_used_longest_ago(tmp_path: Path) -> None:
@@ -211,6 +215,19 @@ async def test_tiers_name_the_one_that_hit_and_keep_a_copy_in_front(tmp_path: Pa
     assert await second.get(key(1)) == Hit(b"embedding", "memory")
     other = open_store(f"folder:{tmp_path}", namespace="refine", memory_bytes=1_000, folder_bytes=10_000)
     assert await other.get(key(1)) is None
+
+
+async def test_what_tiers_keep_and_copy_lives_as_long_as_their_ttl() -> None:
+    clock = Clock()
+    front, back = (MemoryStore(10_000, clock=clock) for _ in range(2))
+    tiers = TieredStore([front, back], ttl_s=60)
+    await tiers.put(key(1), b"one")
+    await back.put(key(2), b"two")
+    assert await tiers.get(key(2)) is not None
+    assert await front.contains(key(2))
+    clock.now += 61
+    assert await tiers.get(key(1)) is None
+    assert not await front.contains(key(2))
 
 
 def test_an_unknown_store_is_refused() -> None:
