@@ -22,13 +22,15 @@ from stand_ins import NumpyExecutor
 
 from wsisam_service.access import allowances
 from wsisam_service.access.failures import Failures
+from wsisam_service.access.gate import Gate
+from wsisam_service.access.grants import Grant, strongest
 from wsisam_service.access.identity import Identity, Role
 from wsisam_service.access.issuer import signing_keys
 from wsisam_service.access.keys import LOOK_S, KeyFile, KeyFileError, StoredKey, append_key, hash_of, new_key
 from wsisam_service.access.rules import NEEDS, need_of
 from wsisam_service.access.shares import Shares
 from wsisam_service.app import create_app
-from wsisam_service.errors import RateLimited, UnknownSlide
+from wsisam_service.errors import RateLimited, Unauthorized, UnknownSlide
 from wsisam_service.settings import Settings
 from wsisam_service.slides.catalogue import Catalogue
 
@@ -453,6 +455,8 @@ def test_what_an_identity_may_ask_comes_back_evenly_over_a_minute() -> None:
     clock.seconds += 3600
     for _ in range(6):
         shares.count(one)
+    with pytest.raises(RateLimited):  # an hour saves up no more than a minute
+        shares.count(one)
 
 
 @pytest.mark.parametrize("how", ["header", "path", "token"])
@@ -508,7 +512,7 @@ async def test_without_keys_wrong_ones_are_not_counted(settings: Settings) -> No
 def test_an_address_is_let_in_again_and_an_ipv6_network_counts_as_one() -> None:
     clock = Clock()
     failures = Failures(2, clock=clock)
-    for address in ("2001:db8::1", "2001:db8::2"):
+    for address in ("2001:db8::1", "2001:db8:0:0:ffff::2"):
         failures.check(address)
         failures.count(address)
     failures.count("::ffff:192.0.2.1")
@@ -516,7 +520,10 @@ def test_an_address_is_let_in_again_and_an_ipv6_network_counts_as_one() -> None:
     for address, held in (("2001:db8::3", True), ("2001:db8:0:1::1", False), ("192.0.2.1", True), ("", False)):
         with pytest.raises(RateLimited) if held else contextlib.nullcontext():
             failures.check(address)
+    for _ in range(9):
+        failures.count("192.0.2.1")  # while it is held, which makes it no longer
     clock.seconds += 30
+    failures.check("192.0.2.1")
     failures.check("2001:db8::1")
     failures.count("2001:db8::1")
     with pytest.raises(RateLimited) as refused:
@@ -524,15 +531,39 @@ def test_an_address_is_let_in_again_and_an_ipv6_network_counts_as_one() -> None:
     assert refused.value.retry_after_s == 30
 
 
+def test_a_weaker_role_adds_no_roots_to_a_stronger_one() -> None:
+    colon, breast = (Grant(role=Role.ANNOTATOR, roots=(root,)) for root in ("colon", "breast"))
+    assert strongest([Grant(role=Role.VIEWER, roots=("liver",)), colon]) == (Role.ANNOTATOR, {"colon"})
+    assert strongest([colon, Grant(role=Role.VIEWER), breast]) == (Role.ANNOTATOR, {"colon", "breast"})
+    assert strongest([colon, Grant(role=Role.ANNOTATOR)]) == (Role.ANNOTATOR, None)
+    assert strongest([]) is None
+
+
+async def test_where_only_access_tokens_are_taken_nobody_comes_in_without_one() -> None:
+    class Known:
+        async def identity(self, token: str) -> Identity:
+            return Identity(f"oidc:{token}", Role.VIEWER)
+
+        async def aclose(self) -> None: ...
+
+    gate = Gate(None, Known())
+    assert gate.asks
+    assert (await gate.identify("anna", None)).id == "oidc:anna"
+    for bearer, path_key in ((None, None), (None, new_key()), (new_key(), None)):
+        with pytest.raises(Unauthorized):
+            await gate.identify(bearer, path_key)
+
+
 def test_what_is_remembered_of_addresses_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(allowances, "MAX_NAMES", 100)
     failures = Failures(1)
-    for number in range(10_000):
+    failures.count("192.0.2.1")
+    for number in range(1_000):
         failures.count(f"10.0.{number // 256}.{number % 256}")
-        failures.count("192.0.2.1")  # heard of all the time, so it is not the one that is forgotten
+        with pytest.raises(RateLimited):  # heard of all the time, so it is not the one that is forgotten
+            failures.check("192.0.2.1")
+        failures.count("192.0.2.1")
     assert len(failures._allowances._known) == 100
-    with pytest.raises(RateLimited):
-        failures.check("192.0.2.1")
 
 
 async def test_work_under_way_is_counted_by_identity_until_it_is_done_or_its_client_gone(house: House) -> None:
