@@ -651,24 +651,23 @@ async def test_encode_reports_missing_and_purge(rig: Rig) -> None:
 
 
 async def test_what_is_being_encoded_or_stored_during_a_purge_is_forgotten_too(rig: Rig) -> None:
-    async def purged(rig: Rig, go_on: Callable[[], None]) -> None:
+    async def purged(rig: Rig, click: asyncio.Task[DecodeResult], go_on: Callable[[], None]) -> None:
         purging = asyncio.create_task(rig.executor.purge("aa"))
         await until(lambda: bool(rig.executor._views._forgetting) or purging.done())
         go_on()
-        await purging
+        await asyncio.gather(purging, click)
         await until(lambda: not rig.executor._views._writes)
         assert await rig.executor.missing([HR]) == [HR]
 
     rig.model.hold()
     click = asyncio.create_task(rig.one(job(lr=None)))
     await busy(rig.model)
-    await purged(rig, rig.model.release.set)
-    await asyncio.gather(click, return_exceptions=True)
+    await purged(rig, click, rig.model.release.set)
     slow = SlowStore()
     other = Rig(store=TieredStore([slow]))
-    await other.one(job(lr=None))
+    click = asyncio.create_task(other.one(job(lr=None)))
     await slow.begun.wait()
-    await purged(other, slow.release.set)
+    await purged(other, click, slow.release.set)
     await other.executor.aclose()
 
 
@@ -677,6 +676,9 @@ async def test_a_prewarm_ends_once_its_views_are_stored() -> None:
     rig = Rig(store=TieredStore([slow]))
     prewarm = asyncio.create_task(rig.executor.encode([HR], rig.pixels, Timings()))
     await slow.begun.wait()
+    for _ in range(20):  # turns of the event loop, in which it would end
+        await asyncio.sleep(0)
+    assert not prewarm.done()
     slow.release.set()
     await prewarm
     assert slow.told == ["stored"]
