@@ -121,6 +121,6 @@ async def test_the_cache_lets_go_of_the_least_recently_used() -> None:
     assert await cache.decode(texts[0]) is first
     await cache.decode(texts[2])
     assert await cache.decode(texts[0]) is first
-    await cache.decode(text(png(Image.new("RGB", (12, 12)))))  # more than the cache may hold, so it takes nothing's place
+    await cache.decode(text(png(Image.new("RGB", (12, 12)))))  # more than the cache may hold
     assert await cache.decode(texts[0]) is first
     assert await cache.decode(texts[1]) is not second
