@@ -542,6 +542,87 @@ def test_remote_file_replaced_by_one_of_its_size_is_noticed_by_what_its_server_t
         memory.rm("/wsisam-replaced", recursive=True)
 
 
+class ListingFileSystem(MemoryFileSystem):
+    """Files of its own, of which it tells what its last listing said, as S3's does. `looks` counts what else is asked
+    of single files.
+    """
+
+    cachable = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.store, self.pseudo_dirs, self.looks = {}, [""], 0
+
+    def find(self, path: str, **_: Any) -> Any:
+        names = super().find(path)
+        self.dircache[path] = [self._told(name, quotes=False) for name in names]
+        return {info["name"]: info for info in self.dircache[path]}
+
+    def info(self, path: str, **_: Any) -> dict[str, Any]:
+        listed = self._ls_from_cache(path)
+        self.looks += listed is None
+        return self._told(path) if listed is None else dict(listed[0])
+
+    def exists(self, path: str, **_: Any) -> bool:
+        return path in self.dircache or any(name.startswith(f"{path}/") for name in self.store)
+
+    def invalidate_cache(self, path: str | None = None) -> None:
+        self.dircache.clear()
+
+    def _told(self, path: str, *, quotes: bool = True) -> dict[str, Any]:
+        """Azure's listings have no quotes around an ETag, its answers to HEAD have some."""
+        if path not in self.store:
+            raise FileNotFoundError(path)
+        data = self.store[path].getvalue()
+        etag = hashlib.sha256(data).hexdigest()
+        return {"name": path, "size": len(data), "type": "file", "etag": f'"{etag}"' if quotes else etag}
+
+
+@pytest.fixture
+def listing(monkeypatch: pytest.MonkeyPatch) -> ListingFileSystem:
+    """What every URL leads to, with a root /wsisam-listing."""
+    filesystem = ListingFileSystem()
+    monkeypatch.setattr(roots_module, "url_to_fs", lambda _: (filesystem, "/wsisam-listing"))
+    return filesystem
+
+
+def test_replaced_slide_is_noticed_before_anybody_lists_again(
+    make_slide: MakeSlide, tissue: npt.NDArray[np.uint8], listing: ListingFileSystem
+) -> None:
+    clock, path = Clock(), "/wsisam-listing/a.tif"
+    listing.pipe(path, make_slide().read_bytes())
+    catalogue = Catalogue(["s3://wsisam-listing"], clock=clock)
+    old = only(catalogue)
+    source = RemoteBytes(listing, path, clock=clock)
+    catalogue.list()
+    listing.pipe(path, make_slide("other.tif", image=255 - tissue).read_bytes())
+    clock.pass_seconds(CHECK_S)
+    with pytest.raises(UnreadableSlide, match="has been replaced"):
+        source.read_at(1, 2)
+    catalogue.rescan()
+    listing.pipe(path, make_slide("third.tif", image=tissue // 2).read_bytes())
+    clock.pass_seconds(FRESH_S)
+    new = catalogue.get(old.id)
+    assert np.array_equal(new.read_region(0, 0, 0, 512, 512), tissue // 2)
+    catalogue.rescan()
+    listing.store.clear()
+    assert not catalogue.readable()
+
+
+def test_listing_asks_for_no_file_that_it_tells_enough_of(make_slide: MakeSlide, listing: ListingFileSystem) -> None:
+    clock = Clock()
+    for number in range(3):
+        listing.pipe(f"/wsisam-listing/{number}.tif", make_slide().read_bytes())
+    catalogue = Catalogue(["s3://wsisam-listing"], clock=clock)
+    slides = [listed.slide for listed in catalogue.list().slides]
+    listing.looks = 0
+    clock.pass_seconds()
+    catalogue.rescan()
+    assert listing.looks == 0
+    clock.pass_seconds(FRESH_S)
+    assert [catalogue.get(slide.id) for slide in slides if slide is not None] == slides
+
+
 def test_server_that_ignores_ranges_gives_no_pixels(make_slide: MakeSlide, monkeypatch: pytest.MonkeyPatch) -> None:
     memory = fsspec.filesystem("memory")
     memory.pipe("/wsisam-ranges/a.tif", make_slide().read_bytes())

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 from fsspec import AbstractFileSystem
@@ -84,6 +85,7 @@ class Root:
             return os.access(self.base, os.R_OK | os.X_OK)
         try:
             with failures_as_os_errors():
+                self.filesystem.invalidate_cache()
                 return bool(self.filesystem.exists(self.base))
         except OSError:
             return False
@@ -93,8 +95,8 @@ class Root:
         folders apart. Raises OSError.
         """
         dicom = []
-        for relative, path in self._local_paths() if self.local else self._remote_paths():
-            stamp = self.stamp(path)
+        for relative, path, listed in self._local_paths() if self.local else self._remote_paths():
+            stamp = self.stamp(path, listed)
             if stamp is None:
                 continue
             if relative.lower().endswith(SLIDE_SUFFIXES):
@@ -109,8 +111,10 @@ class Root:
         """Raises OSError."""
         return open_bytes(self.filesystem, path)
 
-    def stamp(self, path: str) -> Stamp | None:
-        """The stamp of the file there now; None where it is gone or leads out of its root. Raises OSError."""
+    def stamp(self, path: str, listed: Mapping[str, Any] | None = None) -> Stamp | None:
+        """The stamp of the file there now; None where it is gone or leads out of its root. `listed` as `remote_stamp`
+        takes it. Raises OSError.
+        """
         if self.local:
             if not self._holds(path):
                 return None
@@ -120,7 +124,7 @@ class Root:
                 return None
             return local_stamp(status) if stat.S_ISREG(status.st_mode) else None
         try:
-            return remote_stamp(self.filesystem, path)
+            return remote_stamp(self.filesystem, path, listed)
         except FileNotFoundError:
             if not self.readable():  # HTTP's says so of a server that does not answer, too
                 raise
@@ -169,9 +173,9 @@ class Root:
     def _folder_name(self, path: str) -> str:
         return os.path.basename(self.base if self._single_file is not None else os.path.abspath(path))
 
-    def _local_paths(self) -> Iterator[tuple[str, str]]:
+    def _local_paths(self) -> Iterator[tuple[str, str, None]]:
         if self._single_file is not None:
-            yield os.path.basename(self._single_file), self._single_file
+            yield os.path.basename(self._single_file), self._single_file, None
             return
         os.scandir(self.base).close()  # os.walk keeps silent about a root that cannot be read
         for folder, folders, names in os.walk(self.base):  # does not follow links to folders
@@ -179,21 +183,22 @@ class Root:
             for name in names:
                 if _named_like_a_slide(name) or _may_be_dicom(name):
                     path = os.path.join(folder, name)
-                    yield self._relative(path), path
+                    yield self._relative(path), path, None
 
-    def _remote_paths(self) -> Iterator[tuple[str, str]]:
+    def _remote_paths(self) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+        """Each with what the listing says of the file, for a look at it is a request."""
         own_name = self.base.rsplit("/", 1)[-1]
         with failures_as_os_errors():
             self.filesystem.invalidate_cache()
-            paths: Sequence[str] = self.filesystem.find(self.base)
-            if not paths:
+            found: Mapping[str, Mapping[str, Any]] = self.filesystem.find(self.base, detail=True)
+            if not found:
                 self.filesystem.ls(self.base)  # find keeps silent about a root that cannot be listed
-        for path in paths:
+        for path, listed in found.items():
             relative = path[len(self.base) :].lstrip("/") or own_name
             *folders, name = relative.split("/")
             wanted = name.lower().endswith((*SLIDE_SUFFIXES, *DICOM_SUFFIXES)) and not name.startswith(".")
             if wanted and not any(folder.startswith(".") for folder in folders):
-                yield relative, path
+                yield relative, path, listed
 
 
 def _named_like_a_slide(name: str) -> bool:

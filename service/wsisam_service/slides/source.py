@@ -22,8 +22,9 @@ FINGERPRINT_BYTES = 1 << 20
 STREAM_BUFFER_BYTES = 1 << 17
 CHECK_S = 1.0
 """For this long a remote file that is read counts as unchanged: each look at it is a request."""
+_ETAG_KEYS = ("ETag", "etag", "Content-MD5")
 _CHANGE_KEYS = (
-    *("ETag", "etag", "Content-MD5"),
+    *_ETAG_KEYS,
     *("mtime", "LastModified", "last_modified", "Last-Modified", "modificationTime", "modify", "updated", "created"),
 )
 """What file systems call that which changes with the content, the surest first. Only the first that is told counts:
@@ -65,11 +66,18 @@ def local_stamp(status: os.stat_result) -> Stamp:
     return status.st_size, str(status.st_mtime_ns)
 
 
-def remote_stamp(filesystem: AbstractFileSystem, path: str) -> Stamp:
-    """The stamp of a file behind a URL, as it is told now. Raises OSError."""
+def remote_stamp(filesystem: AbstractFileSystem, path: str, listed: Mapping[str, Any] | None = None) -> Stamp:
+    """The stamp of a file behind a URL, as it is told now, or was a moment ago in a listing: `listed` is what that said
+    of the file. Raises OSError.
+    """
+    info = listed
     with failures_as_os_errors():
-        info: Mapping[str, Any] = filesystem.info(path)
-    return int(info.get("size") or 0), next((str(info[key]) for key in _CHANGE_KEYS if info.get(key)), "")
+        if listed is None:
+            filesystem.invalidate_cache()  # S3's and others answer from their last listing, however old
+        if info is None or not any(info.get(key) for key in _ETAG_KEYS):  # listings may tell times in another way
+            info = filesystem.info(path)
+    told = next((str(info[key]) for key in _CHANGE_KEYS if info.get(key)), "")
+    return int(info.get("size") or 0), told.strip('"')  # as Azure's listings have their ETags
 
 
 class LocalBytes:
