@@ -100,6 +100,18 @@ def test_single_file_may_be_a_link(make_slide: MakeSlide, tmp_path: Path) -> Non
     assert only(Catalogue([str(tmp_path / "nice.tif")])).name == "nice.tif"
 
 
+@pytest.mark.parametrize("way", ["link/../a.tif", "./link/.././a.tif", "link/..//a.tif"])
+def test_way_to_a_single_file_is_the_systems_not_that_of_its_letters(
+    make_slide: MakeSlide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    (tmp_path / "real/deep").mkdir(parents=True)
+    make_slide().rename(tmp_path / "real/a.tif")
+    (tmp_path / "link").symlink_to(tmp_path / "real/deep")
+    monkeypatch.chdir(tmp_path)
+    folder = Catalogue([os.path.dirname(way)])
+    assert only(Catalogue([way])).id == only(Catalogue([str(tmp_path / way)])).id == only(folder).id
+
+
 def test_link_that_is_a_root_is_followed_to_where_it_leads_now(
     make_slide: MakeSlide, tmp_path: Path, tissue: npt.NDArray[np.uint8]
 ) -> None:

@@ -74,8 +74,8 @@ class Root:
         self.base: str = os.path.realpath(path) if self.local else path.rstrip("/")
         self._single_file: str | None = None
         if self.local and os.path.isfile(self.base):
-            self._single_file = os.path.abspath(path)  # a link goes by its own name, and may lead elsewhere tomorrow
-            self.base = os.path.dirname(self._single_file)
+            self._single_file = path  # a link goes by its own name, and may lead elsewhere tomorrow
+            self.base = os.path.dirname(path)
         self.identity = self._folder_name(path) if self.local else _without_credentials(location)
         self._dicom = DicomIndex(self.open)
 
@@ -171,7 +171,7 @@ class Root:
         return os.path.relpath(path, self.base).replace(os.sep, "/")
 
     def _folder_name(self, path: str) -> str:
-        return os.path.basename(self.base if self._single_file is not None else os.path.abspath(path))
+        return os.path.basename(os.path.abspath(self.base if self._single_file is not None else path))
 
     def _local_paths(self) -> Iterator[tuple[str, str, None]]:
         if self._single_file is not None:
