@@ -154,10 +154,24 @@ def test_small_rgb_picture_of_a_fluorescence_slide_does_not_stand_for_it(tmp_pat
         open_slide(tmp_path / "a.tif")
 
 
-def test_label_alone_is_refused_in_words(tmp_path: Path, tissue: Pixels) -> None:
-    write_ome(tmp_path / "a.tif", ome_image((512, 512), name="Label"), tissue)
+@pytest.mark.parametrize(
+    "name", ["Label", "macro", "label image", "Macro_Image", "a.svs [label]", "a.svs [macro image]", "a.svs - label"]
+)
+def test_label_alone_is_refused_in_words(tmp_path: Path, tissue: Pixels, name: str) -> None:
+    write_ome(tmp_path / "a.tif", ome_image((512, 512), name=name), tissue)
     with pytest.raises(UnreadableSlide, match="label or macro"):
         open_slide(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize(
+    "name", ["Label-free CARS, colon 12", "macro-dissected tumour 3", "S21 A1, label 2", "[label] 7", "a - macro 2x"]
+)
+def test_slide_may_have_label_or_macro_in_its_name(tmp_path: Path, tissue: Pixels, name: str) -> None:
+    write_ome(tmp_path / "alone.tif", ome_image((512, 512), name=name), tissue)
+    thumbnail = ome_image((64, 64), name="thumbnail", ifd=1)
+    write_ome(tmp_path / "beside.tif", ome_image((512, 512), name=name) + thumbnail, tissue, tissue[::8, ::8])
+    for file in ("alone.tif", "beside.tif"):
+        assert np.array_equal(read_all(tmp_path / file), tissue)
 
 
 def test_pixel_size_is_not_that_of_an_image_in_another_file(tmp_path: Path, tissue: Pixels) -> None:

@@ -25,7 +25,7 @@ MAX_IMAGES = 4096
 _FLUORESCENCE = "The slide is a fluorescence image; this service outlines objects in brightfield slides."
 _NOT_RGB = "The slide is not 8-bit RGB; this service outlines objects in brightfield slides."
 _NO_SLIDE = "The file has no image beside the label or macro image of its slide."
-_NOT_THE_SLIDE = re.compile(r"\b(label|macro)\b", re.IGNORECASE)
+_NOT_THE_SLIDE = re.compile(r"[\W_]*(label|macro)([\W_]*image)?[\W_]*", re.IGNORECASE)
 
 
 def require_few_images(tiff: tifffile.TiffFile) -> None:
@@ -46,11 +46,18 @@ def put_slide_first(tiff: tifffile.TiffFile) -> None:
     largest image which is not named label or macro, an RGB one where several are as large, so that a small RGB picture
     of a fluorescence slide does not stand for it. Raises `UnreadableSlide` where all are named so.
     """
-    images = [series for series in tiff.series if not _NOT_THE_SLIDE.search(series.name)]
+    images = [series for series in tiff.series if not _is_beside_the_slide(series.name)]
     if not images:
         raise UnreadableSlide(_NO_SLIDE)
     slide = max(images, key=lambda series: (series.keyframe.imagewidth * series.keyframe.imagelength, _is_rgb(series)))
     tiff.series.sort(key=lambda series: series is not slide)
+
+
+def _is_beside_the_slide(name: str) -> bool:
+    """Whether an image is named label or macro, as "Label", "macro image", "a.svs [label]" and "a.svs - label" are, but
+    not "Label-free, colon 12".
+    """
+    return _NOT_THE_SLIDE.fullmatch(re.split(r"\[| - ", name)[-1]) is not None
 
 
 def require_brightfield(
