@@ -146,6 +146,26 @@ def test_ome_image_that_is_the_slide_is_found_among_others(tmp_path: Path, tissu
     assert np.array_equal(read_all(tmp_path / "a.tif"), tissue)
 
 
+@pytest.mark.parametrize("name", ["H&E", "mIF"])
+def test_slide_is_not_described_by_the_fluorescence_image_that_it_is_registered_to(
+    tmp_path: Path, tissue: Pixels, name: str
+) -> None:
+    dyes = {"axes": "CYX", "Name": "mIF", "Channel": {"ContrastMethod": ["Fluorescence"] * 3}}
+    with tifffile.TiffWriter(tmp_path / "a.tif", ome=True) as tiff:
+        tiff.write(np.moveaxis(tissue, -1, 0), photometric="minisblack", metadata=dyes)
+        tiff.write(tissue, photometric="rgb", metadata={"axes": "YXS", "Name": name, "PhysicalSizeX": 0.5})
+    assert open_slide(tmp_path / "a.tif").mpp == 0.5
+    assert np.array_equal(read_all(tmp_path / "a.tif"), tissue)
+
+
+def test_pixel_size_is_not_that_of_a_macro_image_as_large_as_the_slide(tmp_path: Path, tissue: Pixels) -> None:
+    macro = ome_image((512, 512), 'PhysicalSizeX="8"', name="macro")
+    slide = ome_image((512, 512), 'PhysicalSizeX="0.5"', ifd=1)
+    write_ome(tmp_path / "a.tif", macro + slide, 255 - tissue, tissue)
+    assert open_slide(tmp_path / "a.tif").mpp == 0.5
+    assert np.array_equal(read_all(tmp_path / "a.tif"), tissue)
+
+
 def test_small_rgb_picture_of_a_fluorescence_slide_does_not_stand_for_it(tmp_path: Path, tissue: Pixels) -> None:
     with tifffile.TiffWriter(tmp_path / "a.tif", ome=True) as tiff:
         tiff.write(tissue[:64, :64], photometric="rgb", metadata={"axes": "YXS"})

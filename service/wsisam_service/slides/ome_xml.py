@@ -13,8 +13,9 @@ _UM_PER_UNIT = {"nm": 1e-3, "µm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e
 _FLUORESCENCE = {"ContrastMethod": "Fluorescence", "IlluminationType": "Epifluorescence"}
 
 
-def about(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> Element:
-    """The `Image` that has the size of `page`, or all of the OME-XML where none has; empty where there is none to read.
+def about(tiff: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> Element:
+    """The `Image` that has the size of `series`, or all of the OME-XML where none has; empty where there is none to
+    read. Of several the one with its name counts, and of these the one that names its page.
 
     Images whose pixels lie in other files are described too, so the order of images says nothing.
     """
@@ -25,12 +26,26 @@ def about(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> Element:
         root = ElementTree.fromstring(xml)  # noqa: S314  # bounded, and no entities of its own
     except ElementTree.ParseError:
         return Element("OME")
+    page = series.keyframe
     size = str(page.imagewidth), str(page.imagelength)
-    for image in root.iterfind(".//{*}Image"):
-        pixels = image.find("{*}Pixels")
-        if pixels is not None and (pixels.get("SizeX"), pixels.get("SizeY")) == size:
-            return image
-    return root
+    images = [image for image in root.iterfind(".//{*}Image") if _size(image) == size]
+    return max(
+        images,
+        key=lambda image: (image.get("Name", "") == series.name, _first_page(image) == str(page.index)),
+        default=root,
+    )
+
+
+def _size(image: Element) -> tuple[str | None, str | None]:
+    """(width, height), as the XML spells them."""
+    pixels = image.find("{*}Pixels")
+    return (None, None) if pixels is None else (pixels.get("SizeX"), pixels.get("SizeY"))
+
+
+def _first_page(image: Element) -> str | None:
+    """The number of the image's first page in its file, as the XML spells it."""
+    data = image.find("{*}Pixels/{*}TiffData")
+    return None if data is None else data.get("IFD", "0")
 
 
 def says_fluorescence(ome: Element) -> bool:

@@ -75,7 +75,7 @@ class TiffReader(SlideReader):
                 level._set_dimensions(level.shape, level.axes.replace("SYX", "CYX"))  # as tiffslide calls planes apart
             properties = slide.properties
             series = tiff.series[properties["tiffslide.series-index"]]
-            ome = ome_xml.about(tiff, series.keyframe)
+            ome = ome_xml.about(tiff, series)
             require_brightfield(tiff, series, properties, ome)
             self.info = slide_info(slide, properties, ome)
             self._pixels = _pixels_of(slide, series, source, tiles)
