@@ -292,6 +292,19 @@ def test_tile_left_out_of_all_colour_planes_is_white(tmp_path: Path) -> None:
     assert (region[:64] == 100).all()
 
 
+@pytest.mark.parametrize("layout", [{"tile": (64, 64)}, {"rowsperstrip": 64}])
+def test_tile_left_out_of_one_colour_plane_has_none_of_that_colour(tmp_path: Path, layout: dict[str, object]) -> None:
+    pixels = np.full((3, 100, 128), 100, np.uint8)
+    pixels[1, 64:, 64 * ("tile" in layout) :] = 0
+    path, options = tmp_path / "a.tif", {"photometric": "rgb", "planarconfig": "separate", "compression": "deflate"}
+    tifffile.imwrite(path, pixels, metadata=None, **options, **layout)
+    with tifffile.TiffFile(path, mode="r+") as tiff:
+        counts = tiff.pages[0].tags["TileByteCounts" if "tile" in layout else "StripByteCounts"]
+        left_out = 7 if "tile" in layout else 3
+        counts.overwrite([0 if number == left_out else count for number, count in enumerate(counts.value)])
+    assert np.array_equal(read_all(path), np.moveaxis(pixels, 0, -1))
+
+
 def test_striped_tiff_and_its_last_short_strip_read(tmp_path: Path, tissue: Pixels) -> None:
     tifffile.imwrite(tmp_path / "a.tif", tissue[:500], photometric="rgb", rowsperstrip=64)
     assert np.array_equal(open_slide(tmp_path / "a.tif").read_region(0, 0, 0, 512, 500), tissue[:500])

@@ -55,7 +55,8 @@ _MOST_OVERLAP = 2
 MAX_TILE_PIXELS = 100_000_000
 """Pixels of one tile or strip, which is decoded as a whole."""
 
-Decode = Callable[..., tuple[npt.NDArray[np.uint8] | None, object, object]]
+Decode = Callable[..., tuple[npt.NDArray[np.uint8] | None, object, tuple[int, ...]]]
+"""Gives the tile and, also for None, its place and shape (depth, height, width, samples)."""
 
 _DECODERS = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="tiles")
 """Codecs work without the GIL; the tiles of one region are decoded side by side."""
@@ -189,9 +190,8 @@ class _TilePixels:
         data = self._source.read_at(layout.offsets[number], length)
         if len(data) < length:
             raise UnreadableSlide(_ENDS_EARLY)
-        tile, _, _ = layout.decode(data, number, **layout.options)
-        assert tile is not None
-        return np.asarray(tile[0])
+        tile, _, shape = layout.decode(data or None, number, **layout.options)
+        return np.zeros(shape[1:], np.uint8) if tile is None else np.asarray(tile[0])  # left out, beside other colours
 
 
 class _MosaicPixels:
