@@ -229,8 +229,7 @@ class _FileFrames:
 
     def __init__(self, parts: Mapping[str, _Part], open_bytes: Open) -> None:
         self._parts = parts
-        self._open_bytes = open_bytes
-        self._source = lru_cache(HELD_FILES)(self._open)
+        self._source = lru_cache(HELD_FILES)(lambda sop_uid: parts[sop_uid].file.open(open_bytes))
         self._tables: dict[str, FrameTable | UnreadableSlide] = {}
 
     def calls(self, count: int) -> int:
@@ -254,6 +253,3 @@ class _FileFrames:
             return self._parts[sop_uid].pixels.table(source.read_at)
         except UnreadableSlide as problem:
             return problem.with_traceback(None)
-
-    def _open(self, sop_uid: str) -> ByteSource:
-        return self._parts[sop_uid].file.open(self._open_bytes)

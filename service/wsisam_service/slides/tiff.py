@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -66,8 +67,10 @@ class TiffReader(SlideReader):
     """Raises `UnreadableSlide`, `NotBrightfield`."""
 
     def __init__(self, source: ByteSource, tiles: TileCache) -> None:
+        file = stream(source)
+        weakref.finalize(self, file.detach)  # tifffile's objects hold each other until the collector comes
         try:
-            slide = _LevelFrameSlide(stream(source))
+            slide = _LevelFrameSlide(file)
             tiff = slide.ts_tifffile
             require_few_images(tiff)
             if tiff.is_ome:
