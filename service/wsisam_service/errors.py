@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Self
 
 from wsisam_model.errors import ModelError, PromptError, UnknownModelError
 
@@ -16,6 +16,10 @@ class ServiceError(Exception):
         super().__init__(detail)
         self.detail = detail
         self.retry_after_s = retry_after_s
+
+    def anew(self) -> Self:
+        """The same without its traceback, whose frames hold on to what they had open."""
+        return type(self)(self.detail, retry_after_s=self.retry_after_s)
 
 
 class UnknownSlide(ServiceError): ...

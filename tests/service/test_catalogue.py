@@ -303,6 +303,18 @@ def test_file_is_let_go_with_the_reader_and_whoever_still_reads(
     assert open_files(tmp_path) == []
 
 
+@pytest.mark.usefixtures("decoders")
+def test_file_of_a_slide_that_is_refused_is_let_go(make_slide: MakeSlide) -> None:
+    folder = make_slide().parent
+    tifffile.imwrite(folder / "grey.tif", np.zeros((64, 64), np.uint8))
+    (folder / "half.tif").write_bytes((folder / "grey.tif").read_bytes()[:20])
+    (folder / "empty.png").touch()
+    (folder / "no.dcm").write_bytes(bytes(128) + b"DICM")
+    catalogue = Catalogue([str(folder)])
+    assert sum(listed.problem is not None for listed in catalogue.list().slides) == 4
+    assert open_files(folder) == [f"{folder}/tissue.ome.tif"]
+
+
 def test_hidden_files_links_out_of_the_root_and_other_files_are_not_listed(
     make_slide: MakeSlide, tmp_path: Path
 ) -> None:

@@ -306,7 +306,7 @@ class Catalogue:
     def _opened(self, entry: _Entry) -> Slide:
         with entry.lock:
             if entry.problem is not None and self._clock() - entry.problem_s < PROBLEM_S:
-                raise type(entry.problem)(entry.problem.detail)
+                raise entry.problem.anew()
             if entry.slide is None:
                 entry.slide = self._open(entry)
             return entry.slide
@@ -317,7 +317,7 @@ class Catalogue:
         except UnknownSlide:
             return None
         except ServiceError as problem:
-            return ListedSlide(entry.id, entry.item.name, None, problem)
+            return ListedSlide(entry.id, entry.item.name, None, problem.anew())
 
     def _open(self, entry: _Entry) -> Slide:
         entry.problem = None
@@ -325,13 +325,12 @@ class Catalogue:
             opened = entry.item.open(self._tiles)
             print_ = opened.fingerprint()
         except OSError as error:
-            entry.problem = UnreadableSlide("The slide's file cannot be read.")
-            entry.problem_s = self._clock()
-            raise entry.problem from error
+            entry.problem, entry.problem_s = UnreadableSlide("The slide's file cannot be read."), self._clock()
+            raise entry.problem.anew() from error
         except PacsUnavailable:
             raise  # nothing is wrong with the slide, and the PACS knows how long it is left alone
         except ServiceError as problem:
-            entry.problem, entry.problem_s = problem, self._clock()
+            entry.problem, entry.problem_s = problem.anew(), self._clock()
             raise
         self._keep(entry, opened)
         info, lane = opened.reader.info, entry.item.lane

@@ -161,7 +161,7 @@ class DamagedDicom:
         return None if stamp is None else (self, stamp)
 
     def open(self, tiles: TileCache) -> OpenedSlide:
-        raise type(self._problem)(self._problem.detail)
+        raise self._problem.anew()
 
 
 class DicomIndex:
@@ -203,7 +203,7 @@ class DicomIndex:
         except OSError:
             return UnreadableSlide("The slide's file cannot be read.")
         except ServiceError as problem:
-            return problem
+            return problem.anew()
 
 
 def group(identified: Iterable[tuple[FoundFile, Identifiers]]) -> list[tuple[Identifiers, dict[str, FoundFile]]]:
