@@ -307,8 +307,8 @@ def test_a_device_is_healthy_after_an_odd_input_and_not_once_every_call_fails(be
         if 5 in items:
             raise RuntimeError("an odd prompt")
 
-    def call(item: int) -> bool:
-        wait(bench.batcher.submit(bench.decodes, "m", [item]), TIMEOUT_S)
+    def call(*items: int) -> bool:
+        wait(bench.batcher.submit(bench.decodes, "m", items), TIMEOUT_S)
         return bench.batcher.healthy
 
     bench.device.trouble = trouble
@@ -317,6 +317,8 @@ def test_a_device_is_healthy_after_an_odd_input_and_not_once_every_call_fails(be
     assert all(map(call, [13, 1, *[99] * BROKEN_AFTER, 13, 13, 2, 13, 13]))
     assert not call(13)
     assert call(3), "what works again is not restarted"
+    assert all(call(*[13] * BROKEN_AFTER) for _ in range(BROKEN_AFTER - 1)), "a batch of odd items is one call"
+    assert not call(13, 13)
 
 
 def test_closing_answers_what_waits(bench: Bench) -> None:

@@ -241,14 +241,19 @@ class Batcher:
                 self._changed.wait()
         return None
 
-    def _run(self, queue: DeviceQueue[_Item, _Result], batch: list[_Waiting[_Item, _Result]]) -> None:
-        """One call, answered; where it fails, its items again in smaller calls so that only the bad one fails."""
+    def _run(
+        self, queue: DeviceQueue[_Item, _Result], batch: list[_Waiting[_Item, _Result]], *, again: bool = False
+    ) -> None:
+        """One call, answered; where it fails, its items again in smaller calls so that only the bad one fails. What is
+        tried `again` no longer counts as an error of the device: several bad items of one batch would be many.
+        """
         started = time.perf_counter()
         try:
             results = queue.run(batch[0].group, [entry.item for entry in batch])
             if len(results) != len(batch):
                 raise RuntimeError(f"{len(results)} results for {len(batch)} {queue.kind} items")
         except Exception as error:
+            self._device_errors += not again and is_device_error(error)
             self._run_again(queue, batch, error)
             return
         ended = time.perf_counter()
@@ -263,13 +268,12 @@ class Batcher:
         if is_out_of_memory(error):
             self._run_with_less_memory(queue, batch, error)
             return
-        self._device_errors += is_device_error(error)
         if len(batch) == 1:
             batch[0].future.set_exception(error)
         else:
             _log.warning("a %s batch of %d failed, trying its items singly: %r", queue.kind, len(batch), error)
             for entry in batch:
-                self._run(queue, [entry])
+                self._run(queue, [entry], again=True)
 
     def _run_with_less_memory(
         self, queue: DeviceQueue[_Item, _Result], batch: list[_Waiting[_Item, _Result]], error: Exception
@@ -321,7 +325,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def is_device_error(error: Exception) -> bool:
     """Whether CUDA itself failed. After an illegal access, a lost device or a failed assertion every call does."""
-    return isinstance(error, RuntimeError) and "CUDA error" in str(error)
+    return isinstance(error, RuntimeError) and "CUDA error" in str(error) and not is_out_of_memory(error)
 
 
 def _fail(batch: Sequence[_Waiting[Any, Any]], error: Exception) -> None:
