@@ -476,6 +476,25 @@ async def test_prewarming_encodes_what_is_missing() -> None:
             await client.purges("(7")
 
 
+async def test_a_prewarm_of_thousands_of_views_is_at_few_of_them_at_once() -> None:
+    asked = asyncio.Event()
+
+    async def never(_: httpx.Request) -> httpx.Response:
+        asked.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    client = RemoteExecutor("http://workers", TOKEN, timeout_s=20, transport=httpx.MockTransport(never))
+    views = [f"{PREFIX}:aa:2:{index}:0" for index in range(1000)]
+    before = len(asyncio.all_tasks())
+    prewarm = asyncio.create_task(client.encode(views, Pixels(), Timings()))
+    await asked.wait()
+    assert len(asyncio.all_tasks()) - before < 100
+    prewarm.cancel()
+    await asyncio.gather(prewarm, return_exceptions=True)
+    await client.aclose()
+
+
 async def test_request_ids_travel_to_the_worker() -> None:
     ids = RequestIds("click-1", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
     token = current_request.set(ids)

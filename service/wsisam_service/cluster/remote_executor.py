@@ -110,14 +110,14 @@ class RemoteExecutor:
 
     async def encode(self, views: Sequence[str], pixels: PixelSource, timings: Timings) -> Mapping[str, CacheTier]:
         """See `jobs.Executor`."""
-        gate = asyncio.Semaphore(CALLS_AT_ONCE)
+        waiting = iter(dict.fromkeys(views))
         tiers: dict[str, CacheTier] = {}
 
-        async def encode_view(key: str) -> None:
-            async with gate:
+        async def encode_views() -> None:
+            for key in waiting:
                 tiers.update(await self._encode_view(key, pixels, timings))
 
-        await together(encode_view(key) for key in dict.fromkeys(views))
+        await together(encode_views() for _ in range(CALLS_AT_ONCE))
         return tiers
 
     async def missing(self, views: Sequence[str]) -> list[str]:
