@@ -714,6 +714,32 @@ async def test_a_purge_that_runs_out_of_time_takes_nobody_else_along() -> None:
     await rig.executor.aclose()
 
 
+async def test_a_click_waits_for_each_purge_of_its_slide_also_for_one_that_begins_while_it_waits() -> None:
+    gates: list[asyncio.Event] = []
+
+    class Slow(MemoryStore):
+        async def delete_matching(self, part: str) -> int:
+            gates.append(asyncio.Event())
+            await gates[-1].wait()
+            return await super().delete_matching(part)
+
+    rig = Rig(TieredStore([Slow(1_000_000)]))
+    first = asyncio.create_task(rig.executor.purge("aa"))
+    await until(lambda: len(gates) == 1)
+    click = asyncio.create_task(rig.one(job(lr=None)))
+    await rig.one(job(*views(0)))  # goes on, and has taken longer than the click would have
+    second = asyncio.create_task(rig.executor.purge("aa"))
+    await until(lambda: len(gates) == 2)
+    gates[0].set()
+    await first
+    await rig.one(job(*views(1)))
+    assert not click.done()
+    gates[1].set()
+    await second
+    assert (await click).cache_hr == "encoded"
+    await rig.executor.aclose()
+
+
 async def test_refining_adds_points_and_feeds_the_earlier_logits_back(rig: Rig) -> None:
     first = await rig.one(job())
     click = Prompt(points=((10.0, 20.0),), labels=(0,))

@@ -135,9 +135,8 @@ class ViewLoader(Generic[E, V]):
         await self._store.aclose()
 
     async def _until_forgotten(self, key: str) -> None:
-        for over, fingerprint in list(self._forgetting.items()):
-            if has_part(key, fingerprint):
-                await over.wait()
+        while waiting := [over for over, part in self._forgetting.items() if has_part(key, part)]:
+            await waiting[0].wait()  # another purge may have begun meanwhile
 
     def _at_hand(self, key: str) -> ReadyView[V] | None:
         ready = self._cache.get(key)
