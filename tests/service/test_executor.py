@@ -740,6 +740,27 @@ async def test_a_click_waits_for_each_purge_of_its_slide_also_for_one_that_begin
     await rig.executor.aclose()
 
 
+async def test_an_answer_that_is_decoded_during_a_purge_is_not_kept_and_those_on_other_slides_are() -> None:
+    states = MemoryStore(2_000_000)
+    rig = Rig(refine=TieredStore([states]))
+    await rig.executor.encode([HR, views(0)[0]], rig.pixels, Timings())
+    rig.model.hold()
+    clicks = [asyncio.create_task(rig.one(job(lr=None)))]
+    await busy(rig.model)
+    clicks.append(asyncio.create_task(rig.one(job(views(0)[0], None))))
+    await until(lambda: len(rig.executor._decodes.waiting) == 1)
+    assert await rig.executor.purge("aa") == 1
+    rig.model.release.set()
+    purged, kept = [await click for click in clicks]
+    await until(lambda: not rig.executor._refine._pending)
+    assert list(states._kept) == [kept.refine_id]
+    (late,) = await rig.decode(job(lr=None, refine_from=purged.refine_id))
+    assert isinstance(late, RefineExpired)
+    again = await rig.one(job(lr=None))
+    assert (await rig.one(job(lr=None, refine_from=again.refine_id))).refine_id
+    await rig.executor.aclose()
+
+
 async def test_refining_adds_points_and_feeds_the_earlier_logits_back(rig: Rig) -> None:
     first = await rig.one(job())
     click = Prompt(points=((10.0, 20.0),), labels=(0,))
@@ -803,7 +824,8 @@ async def test_a_correction_starts_from_the_same_logits_before_and_after_they_ar
     slow = SlowStore()
     states = RefineStates(TieredStore([slow]))
     logits = np.full((256, 256), 0.1, np.float32)
-    refine_id = states.keep(RefineState(HR, BOX, logits, None, DecodedMask(Rle((256, 256), "PPYo0"), 0.9)))
+    state = RefineState(HR, BOX, logits, None, DecodedMask(Rle((256, 256), "PPYo0"), 0.9))
+    refine_id = states.keep(state, states.times_forgotten(HR))
     early = await states.load(refine_id)
     slow.release.set()
     await until(lambda: not states._pending)

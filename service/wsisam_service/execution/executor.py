@@ -229,13 +229,17 @@ class LocalExecutor(Generic[E, V]):
             raise
         except Exception as error:
             return [error] * len(jobs)
+        forgotten = self._refine.times_forgotten(pair.hr)
         items = [await self._item(job, hr, lr) for job in jobs]
         good = [(job, item) for job, item in zip(jobs, items, strict=True) if not isinstance(item, Exception)]
         model = backend_of(self._backends, pair.hr).config.name
         works = self._batcher.submit(self._decodes, model, [item for _, item in good])
         try:
             answers = await asyncio.gather(
-                *(self._answer(*known, work, (hr, lr), timings) for known, work in zip(good, works, strict=True)),
+                *(
+                    self._answer(*known, work, (hr, lr), timings, forgotten=forgotten)
+                    for known, work in zip(good, works, strict=True)
+                ),
                 return_exceptions=True,
             )
         finally:
@@ -327,8 +331,10 @@ class LocalExecutor(Generic[E, V]):
         work: Future[Answer[Decoded]],
         views: tuple[_Found[V], _Found[V] | None],
         timings: Timings,
+        *,
+        forgotten: int,
     ) -> DecodeResult:
-        """The result of a job whose item is in the device's queue as `work`."""
+        """The result of a job whose item is in the device's queue as `work`; `forgotten` as in `RefineStates.keep`."""
         hr, lr = views
         answer = await asyncio.wrap_future(work)
         timings.span("queue", answer.submitted, answer.started)
@@ -346,7 +352,7 @@ class LocalExecutor(Generic[E, V]):
             masks=drawn.masks,
             touches=drawn.touches,
             lr_mask=drawn.lr_mask,
-            refine_id=self._refine.keep(state) if job.refinable else "",
+            refine_id=self._refine.keep(state, forgotten) if job.refinable else "",
             cache_hr=hr.tier,
             cache_lr=None if lr is None else lr.tier,
             adapters=item.adapters or NO_ADAPTERS,

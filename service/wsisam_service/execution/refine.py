@@ -8,6 +8,7 @@ import asyncio
 import json
 import logging
 import secrets
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -106,10 +107,19 @@ class RefineStates:
         self._store = store
         self._pending: dict[str, RefineState] = {}
         self._writes: set[asyncio.Task[None]] = set()
+        self._forgotten: Counter[str] = Counter()
 
-    def keep(self, state: RefineState) -> str:
-        """The new id of a state, which works at once; rounding and storing happen behind the caller's back."""
+    def times_forgotten(self, hr: str) -> int:
+        """How often the slide of view `hr` has been forgotten, for `keep`."""
+        return self._forgotten[slide_part(hr)]
+
+    def keep(self, state: RefineState, forgotten: int) -> str:
+        """The new id of a state, which works at once; rounding and storing happen behind the caller's back. It is not
+        kept where its slide has been forgotten since `times_forgotten` was `forgotten`, when its decode began.
+        """
         refine_id = f"{slide_part(state.hr)}:{secrets.token_hex(16)}"
+        if self.times_forgotten(state.hr) != forgotten:
+            return refine_id
         if len(self._pending) >= MAX_PENDING:
             _log.warning("the store of refine states is too slow; an answer cannot be refined")
             return refine_id
@@ -133,7 +143,8 @@ class RefineStates:
             raise RefineExpired("what the refine token stands for was lost; send the whole prompt") from error
 
     async def forget(self, fingerprint: str) -> None:
-        """Forget the states of a slide, in every tier."""
+        """Forget the states of a slide, in every tier, and those that are being made."""
+        self._forgotten[fingerprint] += 1
         await all_ended(self._writes)
         await self._store.delete_matching(fingerprint)
 
