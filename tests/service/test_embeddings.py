@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 from pathlib import Path
@@ -228,6 +229,39 @@ async def test_what_tiers_keep_and_copy_lives_as_long_as_their_ttl() -> None:
     clock.now += 61
     assert await tiers.get(key(1)) is None
     assert not await front.contains(key(2))
+
+
+@pytest.mark.parametrize("arrives", ["before it is over", "afterwards"])
+async def test_a_hit_during_a_deletion_leaves_no_copy_in_front(arrives: str) -> None:
+    asked, answer, deleting, delete = (asyncio.Event() for _ in range(4))
+
+    class Slow(MemoryStore):
+        tier = "folder"
+
+        async def get(self, key: str) -> bytes | None:
+            blob = await super().get(key)
+            asked.set()
+            await answer.wait()
+            return blob
+
+        async def delete_matching(self, part: str) -> int:
+            deleting.set()
+            await delete.wait()
+            return await super().delete_matching(part)
+
+    front, slow = MemoryStore(1000), Slow(1000)
+    store = TieredStore([front, slow])
+    await slow.put(key(1), b"one")
+    deletion = asyncio.create_task(store.delete_matching("aa"))
+    await deleting.wait()
+    reading = asyncio.create_task(store.get(key(1)))
+    await asked.wait()
+    order = [(answer, reading), (delete, deletion)]
+    for event, task in order if arrives == "before it is over" else reversed(order):
+        event.set()
+        await task
+    assert reading.result() == Hit(b"one", "folder")
+    assert front.size_bytes == 0
 
 
 def test_an_unknown_store_is_refused() -> None:

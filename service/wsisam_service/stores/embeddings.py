@@ -166,12 +166,15 @@ class TieredStore:
         self._stores = tuple(stores)
         self._ttl_s = ttl_s
         self._failing: set[CacheTier] = set()
+        self._deletions = 0
 
     async def get(self, key: str) -> Hit | None:
+        deletions = self._deletions
         for index, store in enumerate(self._stores):
             blob = await self._attempt(store, store.get(key))
             if blob is not None:
-                for faster in self._stores[:index]:
+                lacking = self._stores[:index] if deletions == self._deletions else ()
+                for faster in lacking:
                     await self._attempt(faster, faster.put(key, blob, self._ttl_s))
                 return Hit(blob, store.tier)
         return None
@@ -200,7 +203,9 @@ class TieredStore:
 
         Raises `StoreFailed` where one could not be asked, once all others have forgotten.
         """
-        counts = [await self._attempt(store, store.delete_matching(part)) for store in self._stores]
+        # The slowest first: what a hit copies from it meanwhile goes with the faster ones.
+        counts = [await self._attempt(store, store.delete_matching(part)) for store in reversed(self._stores)]
+        self._deletions += 1  # so that a hit that is on its way is copied no more
         if None in counts:
             raise StoreFailed
         return max((count for count in counts if count is not None), default=0)
