@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -30,6 +31,7 @@ from wsisam_service.execution.executor import LocalExecutor
 from wsisam_service.jobs import FIRST_MARK, Purges
 from wsisam_service.settings import Settings
 from wsisam_service.slides.catalogue import Catalogue
+from wsisam_service.slides.tiff import _TiledLevel, _TilePixels
 from wsisam_service.slides.write import write_pyramid
 from wsisam_service.stores.embeddings import MemoryStore, StoreFailed, TieredStore
 from wsisam_service.stores.opening import open_store
@@ -191,6 +193,33 @@ async def test_tiles_of_reads_under_way_go_too(two_slides: Path) -> None:
         assert catalogue._tiles.nbytes == 0
 
 
+async def test_what_is_being_read_and_drawn_is_not_kept(two_slides: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    busy, go = threading.Event(), threading.Event()
+    samples = _TilePixels._samples
+
+    def slow_samples(self: _TilePixels, layout: _TiledLevel, number: int) -> Any:
+        busy.set()
+        assert go.wait(20)
+        return samples(self, layout, number)
+
+    monkeypatch.setattr(_TilePixels, "_samples", slow_samples)
+    settings = Settings(slides=(str(two_slides),))
+    catalogue = Catalogue(settings.slides)
+    app = create_app(settings, catalogue, NumpyExecutor())
+    async with served(app) as client:
+        slide = await id_of(client, "purged")
+        drawing = asyncio.create_task(client.get(f"/v1/slides/{slide}/iiif/{TILE}"))
+        assert await asyncio.to_thread(busy.wait, 20)
+        assert (await client.delete(f"/v1/slides/{slide}/cache")).status_code == 200
+        go.set()
+        drawn = (await drawing).content
+        assert app.state.iiif_pictures.fingerprints() == set()
+        assert catalogue._tiles.nbytes == 0
+        assert (await client.get(f"/v1/slides/{slide}/iiif/{TILE}")).content == drawn
+        assert app.state.iiif_pictures.fingerprints() == {await fingerprint_of(client, slide)}
+        assert catalogue._tiles.nbytes > 0
+
+
 async def test_decoded_tiles_and_tiles_for_viewers_go_too(two_slides: Path) -> None:
     settings = Settings(slides=(str(two_slides),))
     catalogue = Catalogue(settings.slides)
@@ -271,7 +300,7 @@ async def test_the_other_gateway_forgets_tiles_and_pictures_of_that_slide_alone(
             await until(lambda: prints[purged] not in pictures.fingerprints())
             assert pictures.fingerprints() == {prints[kept]}
             assert 0 < tiles.nbytes == sum(tile.nbytes for tile in tiles._tiles.values()) < held
-            assert len({number for number, _, _ in tiles._tiles}) == 1
+            assert len({owner for owner, _, _ in tiles._tiles}) == 1
             assert (await second.get(f"/v1/slides/{purged}/iiif/{TILE}")).status_code == 200
     told = b"".join(field for _, entry in raw.xrange("wsisam:purges") for field in entry.values())
     assert told
@@ -358,7 +387,7 @@ async def test_tiles_of_a_slide_that_made_room_for_others_go_with_it(two_slides:
     first, second = (catalogue.get(listed.id) for listed in catalogue.list().slides)
     for slide in (first, second):
         slide.read_region(0, 0, 0, 256, 256)
-    assert len({number for number, _, _ in catalogue._tiles._tiles}) == 1
+    assert len({owner for owner, _, _ in catalogue._tiles._tiles}) == 1
     catalogue.drop_tiles({first.fingerprint, second.fingerprint})
     assert catalogue._tiles.nbytes == 0
 

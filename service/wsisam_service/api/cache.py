@@ -28,6 +28,6 @@ async def purge(slide_id: str, services: ServicesDep) -> Response:
     hidden = key_fingerprint(slide.fingerprint, services.settings.fingerprint_key)
     try:
         views = await services.executor.purge(hidden)
-    finally:  # also where a store cannot be reached; at the end, for reads under way bring tiles
+    finally:  # also where a store cannot be reached; at the end, so that what is read until then goes too
         await asyncio.to_thread(services.pixel_caches.forget, (hidden,))
     return json_response(PurgeAnswer(views=views).model_dump())

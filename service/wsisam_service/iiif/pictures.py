@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
@@ -41,6 +41,7 @@ class Pictures:
         self._max_bytes = max_bytes
         self._held: OrderedDict[str, EncodedPicture] = OrderedDict()
         self._bytes = 0
+        self._forgotten: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     def held(self, etag: str) -> EncodedPicture | None:
@@ -52,9 +53,12 @@ class Pictures:
             return picture
 
     async def draw(self, etag: str, slide: Slide, request: ImageRequest) -> EncodedPicture:
-        """Raises `UnreadableSlide`, and `Overloaded` where too many wait. Cancelling drops what has not started."""
+        """Not kept where the slide is forgotten meanwhile. Raises `UnreadableSlide`, and `Overloaded` where too many
+        wait. Cancelling drops what has not started.
+        """
+        forgotten = self._forgotten[slide.fingerprint]
         picture = await own_lane(TILE_LANE, slide.lane).run(_draw, slide, request)
-        self._keep(etag, picture)
+        self._keep(etag, picture, forgotten)
         return picture
 
     def fingerprints(self) -> set[str]:
@@ -63,14 +67,17 @@ class Pictures:
             return {picture.fingerprint for picture in self._held.values()}
 
     def forget(self, fingerprints: AbstractSet[str]) -> None:
-        """Forget the pictures of these slides."""
+        """Forget the pictures of these slides, with those that are being drawn."""
         with self._lock:
+            self._forgotten.update(fingerprints)
             for etag in [etag for etag, picture in self._held.items() if picture.fingerprint in fingerprints]:
                 self._bytes -= len(self._held.pop(etag).content)
             metrics.CACHE_BYTES.labels("iiif").set(self._bytes)
 
-    def _keep(self, etag: str, picture: EncodedPicture) -> None:
+    def _keep(self, etag: str, picture: EncodedPicture, forgotten: int) -> None:
         with self._lock:
+            if self._forgotten[picture.fingerprint] != forgotten:
+                return
             if etag in self._held or len(picture.content) > self._max_bytes:
                 return
             self._held[etag] = picture

@@ -176,12 +176,14 @@ class Catalogue:
         return {entry.slide.fingerprint for entry in list(self._entries.values()) if entry.slide is not None}
 
     def drop_tiles(self, fingerprints: AbstractSet[str]) -> None:
-        """Forget decoded pixels of the slides with these fingerprints; they stay open."""
+        """Forget decoded pixels of the slides with these fingerprints, with those that are being read. The slides are
+        opened again for whoever reads next.
+        """
         entries = list(self._entries.values())
         ids = {entry.id for entry in entries if entry.slide is not None and entry.slide.fingerprint in fingerprints}
         with self._readers_lock:
-            readers = [reader for (known, _), reader in self._readers.items() if known in ids]
-        for reader in readers:
+            gone = [self._readers.pop(known) for known in list(self._readers) if known[0] in ids]
+        for reader in gone:
             reader.drop_tiles()
 
     def rescan(self) -> None:

@@ -17,7 +17,7 @@ from wsisam_service.dicom.image import SlideImage
 from wsisam_service.dicom.pyramid import build_pyramid
 from wsisam_service.dicom.source import DicomSource
 from wsisam_service.slides.reader import Level, RgbImage, SlideInfo, SlideReader, paste
-from wsisam_service.slides.tiles import TileCache
+from wsisam_service.slides.tiles import TileCache, TileOwner
 
 VENDOR = "dicom"
 NAME_DIGITS = 12
@@ -64,7 +64,7 @@ class DicomReader(SlideReader):
         self._levels = build_pyramid(images)
         self._frames = frames
         self._tiles = tiles
-        self._number = tiles.new_reader()
+        self._owner = TileOwner()
         finest = self._levels[0].images[0]
         self.info = SlideInfo(
             levels=tuple(Level(*level.matrix, *level.downsample) for level in self._levels),
@@ -87,13 +87,13 @@ class DicomReader(SlideReader):
         return region
 
     def drop_tiles(self) -> None:
-        self._tiles.drop(self._number)
+        self._tiles.drop(self._owner)
 
     def _pixels(self, level: int, numbers: Iterable[int]) -> Iterator[tuple[int, RgbImage]]:
         """(number, pixels) of each tile, fetched where it is not held. In order: sparse tiles may overlap."""
         held, missing = [], []
         for number in numbers:
-            tile = self._tiles.held((self._number, level, number))
+            tile = self._tiles.held((self._owner, level, number))
             if tile is None:
                 missing.append(number)
             else:
@@ -116,7 +116,7 @@ class DicomReader(SlideReader):
         fetched = []
         for number, frame in zip(wanted.tiles, frames, strict=True):
             tile = decode_frame(frame, shown.tile, image.photometric, compressed=image.compressed, planar=image.planar)
-            self._tiles.keep((self._number, wanted.level, number), tile)
+            self._tiles.keep((self._owner, wanted.level, number), tile)
             fetched.append((number, tile))
         return fetched
 

@@ -11,7 +11,7 @@ from wsisam_service.errors import NotBrightfield, UnreadableSlide
 from wsisam_service.pictures.picture import rgb_of
 from wsisam_service.slides.reader import Level, RgbImage, SlideInfo, SlideReader, paste
 from wsisam_service.slides.source import ByteSource, stream
-from wsisam_service.slides.tiles import TileCache
+from wsisam_service.slides.tiles import TileCache, TileOwner
 
 MAX_PICTURE_PIXELS = 20_000_000
 """A picture is decoded as a whole; this many pixels fit the tile cache of default size."""
@@ -27,7 +27,7 @@ class PictureReader(SlideReader):
     def __init__(self, source: ByteSource, tiles: TileCache) -> None:
         self._source = source
         self._tiles = tiles
-        self._number = tiles.new_reader()
+        self._owner = TileOwner()
         with self._open() as image:
             width, height = image.size
             if image.mode not in ("RGB", "RGBA", "P"):
@@ -38,11 +38,11 @@ class PictureReader(SlideReader):
 
     def read_region(self, level: int, x: int, y: int, width: int, height: int) -> RgbImage:
         region = np.full((height, width, 3), 255, np.uint8)
-        paste(region, self._tiles.get((self._number, level, 0), self._decode), -x, -y)
+        paste(region, self._tiles.get((self._owner, level, 0), self._decode), -x, -y)
         return region
 
     def drop_tiles(self) -> None:
-        self._tiles.drop(self._number)
+        self._tiles.drop(self._owner)
 
     def _open(self) -> Image.Image:
         try:

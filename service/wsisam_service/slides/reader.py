@@ -78,7 +78,7 @@ class SlideReader(ABC):
         """
 
     def drop_tiles(self) -> None:  # noqa: B027  # a reader without a cache has nothing to drop
-        """Forget decoded pixels held in memory."""
+        """Forget decoded pixels held in memory, for good: what is read from now on is not held."""
 
 
 def paste(region: RgbImage, tile: RgbImage, left: int, top: int) -> None:

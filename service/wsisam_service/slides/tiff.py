@@ -36,7 +36,7 @@ from wsisam_service.slides.tiff_facts import (
     require_few_images,
     slide_info,
 )
-from wsisam_service.slides.tiles import TileCache
+from wsisam_service.slides.tiles import TileCache, TileOwner
 
 logging.getLogger("tifffile").disabled = True  # its warnings quote the file; what matters here raises
 # imagecodecs gives a JPEG that libjpeg refuses to liblj92, which may find another size in it and crashes over some
@@ -152,7 +152,7 @@ class _TilePixels:
         self._levels = levels
         self._source = source
         self._tiles = tiles
-        self._number = tiles.new_reader()
+        self._owner = TileOwner()
 
     def read_into(self, region: RgbImage, level: int, x: int, y: int) -> None:
         """Fill `region` (height, width, 3) with the pixels from (`x`, `y`) on, inside the level."""
@@ -170,10 +170,10 @@ class _TilePixels:
             pass
 
     def drop_tiles(self) -> None:
-        self._tiles.drop(self._number)
+        self._tiles.drop(self._owner)
 
     def _tile(self, level: int, index: int) -> RgbImage:
-        return self._tiles.get((self._number, level, index), lambda: self._decode(self._levels[level], index))
+        return self._tiles.get((self._owner, level, index), lambda: self._decode(self._levels[level], index))
 
     def _decode(self, layout: _TiledLevel, index: int) -> RgbImage:
         numbers = [index + plane * layout.plane_tiles for plane in range(layout.planes)]

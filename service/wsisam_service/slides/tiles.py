@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +14,16 @@ from wsisam_service import metrics
 
 DEFAULT_TILE_CACHE_BYTES = 64 << 20
 
-TileKey = tuple[int, int, int]
-"""(reader's number, level, index of the tile in its level)."""
+
+@dataclass(slots=True, eq=False)
+class TileOwner:
+    """Stands in the keys of tiles for the open slide that they are of. Once they are dropped it has no more."""
+
+    dropped: bool = False
+
+
+TileKey = tuple[TileOwner, int, int]
+"""(owner, level, index of the tile in its level)."""
 
 
 class TileCache:
@@ -27,7 +35,6 @@ class TileCache:
         self._tiles: OrderedDict[TileKey, npt.NDArray[np.uint8]] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
-        self._numbers = itertools.count()
         metrics.CACHE_BYTES.labels("tiles").set_function(lambda: self._bytes)
 
     @property
@@ -35,14 +42,11 @@ class TileCache:
         """Bytes of pixels held."""
         return self._bytes
 
-    def new_reader(self) -> int:
-        """A number for the keys of a newly opened slide."""
-        return next(self._numbers)
-
-    def drop(self, number: int) -> None:
-        """Forget the tiles of one reader."""
+    def drop(self, owner: TileOwner) -> None:
+        """Forget the tiles of one open slide for good: what is being read of it is not held either."""
         with self._lock:
-            for key in [key for key in self._tiles if key[0] == number]:
+            owner.dropped = True
+            for key in [key for key in self._tiles if key[0] is owner]:
                 self._bytes -= self._tiles.pop(key).nbytes
 
     def get(self, key: TileKey, decode: Callable[[], npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
@@ -62,9 +66,9 @@ class TileCache:
             return tile
 
     def keep(self, key: TileKey, tile: npt.NDArray[np.uint8]) -> None:
-        """Hold `tile`; those used longest ago make room."""
+        """Hold `tile`, unless its owner's are dropped; those used longest ago make room."""
         with self._lock:
-            if key not in self._tiles and tile.nbytes <= self.max_bytes:
+            if not key[0].dropped and key not in self._tiles and tile.nbytes <= self.max_bytes:
                 self._tiles[key] = tile
                 self._bytes += tile.nbytes
                 while self._bytes > self.max_bytes:
