@@ -193,7 +193,10 @@ async def test_tiles_of_reads_under_way_go_too(two_slides: Path) -> None:
         assert catalogue._tiles.nbytes == 0
 
 
-async def test_what_is_being_read_and_drawn_is_not_kept(two_slides: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("part", [TILE, "0,0,1500,1000/1400,/0/default.jpg"], ids=["in one read", "in several reads"])
+async def test_what_is_being_read_and_drawn_is_not_kept(
+    part: str, two_slides: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     busy, go = threading.Event(), threading.Event()
     samples = _TilePixels._samples
 
@@ -208,14 +211,14 @@ async def test_what_is_being_read_and_drawn_is_not_kept(two_slides: Path, monkey
     app = create_app(settings, catalogue, NumpyExecutor())
     async with served(app) as client:
         slide = await id_of(client, "purged")
-        drawing = asyncio.create_task(client.get(f"/v1/slides/{slide}/iiif/{TILE}"))
+        drawing = asyncio.create_task(client.get(f"/v1/slides/{slide}/iiif/{part}"))
         assert await asyncio.to_thread(busy.wait, 20)
         assert (await client.delete(f"/v1/slides/{slide}/cache")).status_code == 200
         go.set()
         drawn = (await drawing).content
         assert app.state.iiif_pictures.fingerprints() == set()
         assert catalogue._tiles.nbytes == 0
-        assert (await client.get(f"/v1/slides/{slide}/iiif/{TILE}")).content == drawn
+        assert (await client.get(f"/v1/slides/{slide}/iiif/{part}")).content == drawn
         assert app.state.iiif_pictures.fingerprints() == {await fingerprint_of(client, slide)}
         assert catalogue._tiles.nbytes > 0
 

@@ -78,6 +78,7 @@ def read_rectangle(reader: SlideReader, rectangle: Rectangle, size: tuple[int, i
     Reads the coarsest level that is not coarser than the output, piece by piece of the output. Raises
     `UnreadableSlide`, and `ImageTooLarge` where too much would have to be read for it.
     """
+    reader = reader.opened()
     x, y, width, height = rectangle
     scale_x, scale_y = width / size[0], height / size[1]
     index = _best_level(reader.info.levels, min(scale_x, scale_y))

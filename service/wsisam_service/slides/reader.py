@@ -77,6 +77,10 @@ class SlideReader(ABC):
         White outside the slide; alpha over white. Raises `UnreadableSlide`.
         """
 
+    def opened(self) -> SlideReader:
+        """What is open now, for reads that belong together: after a purge none of them is held."""
+        return self
+
     def drop_tiles(self) -> None:  # noqa: B027  # a reader without a cache has nothing to drop
         """Forget decoded pixels held in memory, for good: what is read from now on is not held."""
 

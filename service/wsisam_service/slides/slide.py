@@ -40,6 +40,9 @@ class Slide(SlideReader):
     def read_region(self, level: int, x: int, y: int, width: int, height: int) -> RgbImage:
         return self._reader().read_region(level, x, y, width, height)
 
+    def opened(self) -> SlideReader:
+        return self._reader()
+
     def slide_mpp(self, default: float) -> tuple[float, list[str]]:
         """µm per level-0 pixel to count with, and the warnings that every answer gives where it is `default`, or not
         the same in both directions.
