@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import socket
 import ssl
 import threading
@@ -25,9 +26,9 @@ ROOT, JSON = "/dicom-web", "application/dicom+json"
 _SERIES_TAGS = ("Modality", "StudyInstanceUID", "SeriesInstanceUID", "AccessionNumber")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Asked:
-    """One request. `began` and `ended` in seconds of the monotonic clock."""
+    """One request. `began`, and `ended` just before the answer goes out, in seconds of the monotonic clock."""
 
     method: str
     path: str
@@ -35,7 +36,7 @@ class Asked:
     headers: dict[str, str]
     body: bytes
     began: float
-    ended: float
+    ended: float = math.inf
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -46,6 +47,7 @@ class Handler(BaseHTTPRequestHandler):
     def answer(
         self, status: int, body: bytes = b"", content_type: str = "application/dicom+json", **headers: str
     ) -> None:
+        self.asked.ended = time.monotonic()
         self.send_response(status)
         for name, value in {"content-type": content_type, "content-length": str(len(body)), **headers}.items():
             self.send_header(name.replace("_", "-"), value)
@@ -66,13 +68,13 @@ class Handler(BaseHTTPRequestHandler):
         parts = urlsplit(self.path)
         self.route, self.query = parts.path.removeprefix(ROOT), tuple(parse_qsl(parts.query))
         self.body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self.asked = Asked(self.command, self.route, self.query, headers, self.body, began)
+        self.pacs.asked.append(self.asked)  # before the answer, after which a test may look
         try:
             (self.pacs.fault or self.pacs.serve)(self)
         except (BrokenPipeError, ConnectionResetError, ssl.SSLError):
             self.close_connection = True
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        asked = Asked(self.command, self.route, self.query, headers, self.body, began, time.monotonic())
-        self.pacs.asked.append(asked)
 
 
 class _Http(ThreadingHTTPServer):
