@@ -11,6 +11,7 @@ import pytest
 
 from wsisam_model.errors import CheckpointError
 from wsisam_service.errors import NotSupported
+from wsisam_service.sam import weights
 from wsisam_service.sam.offer import serving_model, weights_list
 from wsisam_service.sam.weights import WeightsRegister
 
@@ -154,6 +155,50 @@ async def test_a_redirect_does_not_lead_past_the_allowed_hosts(tmp_path: Path, i
     assert answer == "Not registered: this server does not download from that address."
 
 
+@pytest.mark.parametrize(("redirects", "answer"), [(4, "Registered: n "), (5, "Not registered: the address redirects")])
+async def test_a_few_redirects_among_allowed_hosts_are_followed(
+    tmp_path: Path, installer: Installer, redirects: int, answer: str
+) -> None:
+    asked: list[str] = []
+
+    def send_on(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.path)
+        if len(asked) > redirects:
+            return httpx.Response(200, content=b"good")
+        return httpx.Response(302, headers={"location": f"/{len(asked)}.pth"})
+
+    register = WeightsRegister(tmp_path, ["Weights.Example"], installer, transport=httpx.MockTransport(send_on))
+    assert (await register.register("vit_b", "n", "https://weights.EXAMPLE/0.pth", [])).startswith(answer)
+    assert asked == [f"/{number}.pth" for number in range(5)]
+
+
+async def test_a_download_is_bounded_and_leaves_nothing_where_it_fails(
+    tmp_path: Path, installer: Installer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "MAX_WEIGHTS_BYTES", 4)
+    register = register_of(tmp_path, installer, served(b"good+", gone=httpx.Response(404, content=b"good")))
+    for name, why in (
+        ("a.pth", "the file is too large."),
+        ("gone.pth", "the address answers 404."),
+        ("a.zip", "the address does not end in .pth, .pt, .safetensors."),
+    ):
+        answer = await register.register("vit_b", "n", f"https://weights.example/{name}", [])
+        assert answer == f"Not registered: {why}"
+    assert not os.listdir(tmp_path)
+    whole = register_of(tmp_path, installer, served(b"good"))
+    assert (await whole.register("vit_b", "n", "https://weights.example/a.pth", [])).startswith("Registered")
+
+
+async def test_a_download_is_kept_in_the_folder_under_a_harmless_name(tmp_path: Path, installer: Installer) -> None:
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    register = register_of(folder, installer, served(b"good"))
+    await register.register("vit_b", "n", "https://weights.example/a/%2E%2E%2F%2E.hid%20%C3%A9den$.pth", [])
+    ((_, name),) = installer.installed
+    assert name.split("-", 1)[1] == "hidden.pth"
+    assert os.listdir(folder) == [name]
+
+
 @pytest.mark.parametrize(
     ("url", "why"),
     [
@@ -233,3 +278,32 @@ async def test_progress_and_cancel_answer_while_a_download_runs(tmp_path: Path, 
     assert register.progress == idle
     assert register.cancel() == "Nothing to cancel."
     assert not os.listdir(tmp_path)
+
+
+async def test_a_client_that_goes_ends_its_download_and_the_next_is_taken(tmp_path: Path, installer: Installer) -> None:
+    slow = Slow()
+    register = register_of(tmp_path, installer, served(b"good", slow=httpx.Response(200, stream=slow)))
+    registering = asyncio.create_task(register.register("vit_b", "n", "https://weights.example/slow.pth", []))
+    await slow.sent.wait()
+    registering.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await registering
+    assert not os.listdir(tmp_path)
+    assert (await register.register("vit_b", "n", "https://weights.example/a.pth", [])).startswith("Registered")
+
+
+async def test_a_cancel_just_as_a_download_ends_leaves_no_file(
+    tmp_path: Path, installer: Installer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register = register_of(tmp_path, installer, served(b"good"))
+    loop, rename = asyncio.get_running_loop(), Path.rename
+
+    def cancelled(path: Path, target: Path) -> Path:
+        loop.call_soon_threadsafe(register.cancel)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", cancelled)
+    answer = await register.register("vit_b", "n", "https://weights.example/a.pth", [])
+    assert answer == "Cancelled: nothing was registered."
+    assert not os.listdir(tmp_path)
+    assert not register.names

@@ -85,10 +85,9 @@ class WeightsRegister:
         except (Refusal, ModelError) as error:
             return f"Not registered: {error}"
         except asyncio.CancelledError:
-            if self._cancelled:
-                return "Cancelled: nothing was registered."
-            self._running.cancel()  # the client has gone
-            raise
+            if not self._cancelled:  # the client has gone, and the task ended with this one
+                raise
+            return "Cancelled: nothing was registered."
         finally:
             self._running = None
             self.progress = Progress()
@@ -135,7 +134,7 @@ class WeightsRegister:
         part = folder / f".{secrets.token_hex(8)}.part"
         try:
             await self._download(url, part)
-            await asyncio.to_thread(part.rename, kept)
+            part.rename(kept)  # without a wait in which a cancel would leave the file
         except OSError as error:
             _log.warning("a download of weights cannot be kept: %s", type(error).__name__)
             raise Refusal("the server's weights folder takes no file now.") from error
