@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -19,9 +21,13 @@ from wsisam_service.pictures.picture import Picture
 from wsisam_service.pictures.picture_slide import slide_of_picture
 from wsisam_service.sam import automask
 from wsisam_service.sam.automask import (
+    CHUNK,
+    CHUNK_VIEWS,
     IOU_SCALE,
+    Found,
     Scene,
     box_proposals,
+    chunks,
     find_all,
     point_proposals,
     suppress,
@@ -187,6 +193,57 @@ def test_points_share_one_view_of_the_whole_picture() -> None:
     assert len(proposals) == 16
     (view,) = {one.view for one in proposals}
     assert view.contains((0, 0, 1500, 1100))
+
+
+@pytest.mark.parametrize(
+    ("model", "per_side", "sizes"), [("vit_tiny", 12, {CHUNK, 144 - 2 * CHUNK}), ("lite_medsam", 16, None)]
+)
+def test_prompts_are_asked_in_order_and_few_of_them_and_of_their_views_at_once(
+    model: str, per_side: int, sizes: set[int] | None
+) -> None:
+    proposals = (box_proposals if sizes is None else point_proposals)((1500, 1100), MODELS[model], per_side)
+    parts = list(chunks(proposals))
+    assert [one for part in parts for one in part] == proposals
+    assert sizes is None or {len(part) for part in parts} == sizes
+    for part, following in itertools.pairwise(parts):
+        views = {one.view for one in part}
+        assert len(part) <= CHUNK
+        assert len(views) <= CHUNK_VIEWS
+        assert len(part) == CHUNK or len(views | {following[0].view}) > CHUNK_VIEWS
+
+
+@pytest.mark.parametrize(("now_s", "asked_again"), [(79.0, True), (81.0, True), (101.0, False)])
+async def test_what_was_found_when_the_time_for_the_grid_ran_out_is_kept_and_asked_again_in_the_rest(
+    picture: Picture, monkeypatch: pytest.MonkeyPatch, *, now_s: float, asked_again: bool
+) -> None:
+    """Four fifths of 100 s are for the grid's boxes."""
+    passed = itertools.chain([0.0, 0.0], itertools.repeat(now_s))  # the first chunk begins in time
+    monkeypatch.setattr(automask, "time", SimpleNamespace(monotonic=lambda: next(passed)))
+    found, executor = await found_in(picture, budget_s=100.0)
+    assert found
+    grid = box_proposals(SIZE, MODELS["lite_medsam"], 8)
+    (first, *more) = chunks(grid)
+    assert more
+    of_grid = len(grid) if now_s < 80 else len(first)
+    assert (executor.jobs > of_grid) == asked_again
+    assert executor.jobs < of_grid + len(first)
+
+
+def test_of_boxes_that_overlap_by_more_than_the_threshold_the_best_is_kept() -> None:
+    view = point_proposals(SIZE, MODELS["vit_tiny"], 1)[0].view
+    whole, half, apart = (
+        Found(view, np.ones((1, 1), bool), box, iou, 1.0)
+        for box, iou in (((0, 0, 10, 10), 0.8), ((0, 5, 10, 10), 0.9), ((10, 10, 30, 20), 0.7))
+    )
+    assert suppress([apart, whole, half], 0.5) == [half, whole, apart]
+    assert suppress([apart, whole, half], 0.49) == [half, apart]
+
+
+@pytest.mark.parametrize(("least_px", "count"), [(0, 2), (5600, 2), (7300, 0)])
+async def test_the_least_area_is_in_pixels_of_the_picture(picture: Picture, least_px: int, count: int) -> None:
+    """Objects have 6400."""
+    found, _ = await found_in(picture, min_mask_region_area=least_px)
+    assert len(found) == count
 
 
 async def test_without_suppression_objects_are_found_again_and_again(picture: Picture) -> None:
