@@ -11,6 +11,7 @@ import traceback
 import tracemalloc
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,16 @@ def headers(slides: Path, tmp_path_factory: pytest.TempPathFactory) -> list[pydi
 
 
 def made(
-    headers: Sequence[pydicom.Dataset], outlines: Sequence[Outline] = OUTLINES, kind: Any = "seg", **options: Any
+    headers: Sequence[pydicom.Dataset],
+    outlines: Sequence[Outline] = OUTLINES,
+    kind: Any = "seg",
+    *,
+    slide: SlideGeometry = SLIDE,
+    algorithm: Algorithm = ALGORITHM,
+    **options: Any,
 ) -> DicomResult:
     wanted = ResultOptions(kind, **options)
-    return make_result(headers, SLIDE, outlines, algorithm=ALGORITHM, options=wanted, codes={})
+    return make_result(headers, slide, outlines, algorithm=algorithm, options=wanted, codes={})
 
 
 def inside(area: shapely.Geometry, level: int = 0) -> Any:
@@ -219,9 +226,22 @@ def test_wsidicom_has_no_reader_for_a_segmentation(headers: list[pydicom.Dataset
         wsidicom.WsiDicom.open(tmp_path)
 
 
+def test_nothing_is_measured_that_is_not_known(headers: list[pydicom.Dataset]) -> None:
+    unsized = replace(SLIDE, mpp=None)
+    for iou, slide, expected in (
+        (None, SLIDE, ["Area"]),
+        (0.5, unsized, ["Predicted intersection over union"]),
+        (None, unsized, []),
+    ):
+        result = made(headers, [Outline(DISC, "Tumor", iou)], "ann", slide=slide)
+        (group,) = highdicom.ann.annread(io.BytesIO(result.content)).get_annotation_groups()
+        assert [name.meaning for name in group.get_measurements()[0]] == expected
+
+
 def test_a_hole_is_refused_with_a_hint(headers: list[pydicom.Dataset]) -> None:
-    with pytest.raises(OutlineWithHoles, match="segmentation"):
-        made(headers, [Outline(RING)], "ann")
+    for holed in (RING, MultiPolygon([box(10, 10, 20, 20), RING])):
+        with pytest.raises(OutlineWithHoles, match="segmentation"):
+            made(headers, [Outline(DISC), Outline(holed)], "ann")
 
 
 @pytest.mark.parametrize("kind", ["seg", "ann"])
@@ -237,12 +257,22 @@ def test_the_same_content_has_the_same_uids_and_other_content_others(headers: li
         for item in dataset.ContributingEquipmentSequence:
             item.pop("ContributionDateTime", None)
     assert written(first) == written(second)
-    others = (
+    tile = int(headers[0].Columns)
+    others = [
         made(headers, [Outline(shapely.transform(DISC, lambda p: p + 1), "Tumor", 0.9)], kind),
+        made(headers, [Outline(shapely.transform(DISC, lambda p: p + (0, tile)), "Tumor", 0.9)], kind),
         made(headers, [Outline(DISC, "Stroma", 0.9)], kind),
-    )
-    assert len({once.sop_instance_uid, *(other.sop_instance_uid for other in others)}) == 3
+    ]
+    if kind == "seg":
+        others += [made(headers, outlines, level=1), made(headers, outlines, segmentation_type="LABELMAP")]
+    else:
+        coarse = replace(SLIDE, mpp=2 * MPP)
+        others += [made(headers, [Outline(DISC, "Tumor", 0.8)], kind), made(headers, outlines, kind, slide=coarse)]
+    assert len({once.sop_instance_uid, *(other.sop_instance_uid for other in others)}) == 1 + len(others)
     assert {other.series_uid for other in others} == {once.series_uid}
+    of_another = made(headers, outlines, kind, algorithm=Algorithm("lite_medsam", "default", "cd" * 32))
+    assert of_another.sop_instance_uid != once.sop_instance_uid
+    assert of_another.series_uid != once.series_uid
 
 
 def test_dciodvfy_finds_nothing_that_it_does_not_find_in_highdicoms_own_objects(

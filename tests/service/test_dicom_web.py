@@ -48,7 +48,7 @@ from wsisam_service.settings import Settings, SettingsError, load_settings
 from wsisam_service.slides.catalogue import Catalogue
 from wsisam_service.slides.items import DicomQuery
 from wsisam_service.slides.lanes import BoundedLane
-from wsisam_service.slides.pacs import image_of_metadata
+from wsisam_service.slides.pacs import PacsRoot, image_of_metadata
 from wsisam_service.slides.pixels import read_rectangle
 from wsisam_service.slides.slide import Slide
 from wsisam_service.slides.write import write_pyramid
@@ -148,6 +148,19 @@ def test_only_the_frames_of_a_view_are_fetched_and_each_once(pacs: PacsServer, t
     assert sorted(asked) == [2, 3]
 
 
+@pytest.mark.parametrize(("connections", "requests"), [(1, 2), (5, 5), (32, 16)])
+def test_frames_of_a_view_are_divided_among_connections_into_requests_of_bounded_size(
+    pacs: PacsServer, tissue: Tissue, connections: int, requests: int
+) -> None:
+    """64 frames, in requests of at most 32, and of at least 4 where there are connections enough."""
+    pacs.datasets += pyramid(tissue, Shape(JPEG, tile=64), levels=1)
+    whole(only(catalogue_of(pacs, connections=connections)))
+    asked = [path.rsplit("/", 1)[1].split(",") for path in pacs.paths("/frames/")]
+    assert len(asked) == requests
+    assert sorted(int(n) for numbers in asked for n in numbers) == list(range(1, 65))
+    assert max(map(len, asked)) <= 32
+
+
 async def test_a_cold_click_waits_for_two_round_trips_at_most_and_a_warm_one_for_none(
     pacs: PacsServer, tissue: Tissue
 ) -> None:
@@ -223,6 +236,33 @@ def test_a_listing_is_narrowed_by_the_settings_filters(pacs: PacsServer, tissue:
     assert all(("Modality", "SM") in asked.query for asked in pacs.asked if asked.path == "/series")
 
 
+def test_a_listing_that_failed_is_tried_again_soon_and_one_that_succeeded_when_it_is_old(pacs: PacsServer) -> None:
+    now, statuses = [0.0], [500]
+    asked: list[float] = []
+
+    def answer(request: Handler) -> None:
+        asked.append(now[0])
+        request.answer(statuses[0], b"[]")
+
+    pacs.fault = answer
+    root = PacsRoot(access(pacs, refresh_s=60.0), lambda: now[0])
+
+    def ask(at_s: float, max_age_s: float | None = None) -> None:
+        now[0] = at_s
+        root.refresh(max_age_s)
+        if (listing := root.refreshing) is not None:
+            listing.result()
+
+    for at_s in (0.0, 1.9, 2.0):
+        ask(at_s)
+    statuses[0] = 200
+    for at_s in (4.0, 63.9, 64.0):
+        ask(at_s)
+    ask(70.0, 6.5)
+    ask(70.0, 6.0)
+    assert asked == [0.0, 2.0, 4.0, 64.0, 70.0]
+
+
 def test_a_slide_asked_for_by_study_is_found_without_waiting_for_the_next_listing(
     pacs: PacsServer, tissue: Tissue
 ) -> None:
@@ -274,6 +314,19 @@ def test_an_instance_that_joins_a_series_joins_its_slide_where_nobody_counts_the
     wait_until(lambda: is_whole() and len(pacs.paths("/series")) >= 50, "there were listings enough")
     assert only(catalogue) is opened
     assert len(pacs.paths("/metadata")) < 10  # ever more rarely
+
+
+def test_headers_are_those_of_the_levels_that_are_served_or_a_typed_problem(pacs: PacsServer, tissue: Tissue) -> None:
+    series = Series()
+    pacs.datasets += pyramid(tissue, series=series)
+    source = only(catalogue_of(pacs)).info.dicom
+    assert source is not None
+    uids = [dataset.SOPInstanceUID for dataset in pacs.datasets]
+    pacs.datasets.insert(0, instance(reduced(tissue, 2), series, AS_JPEG, mpp=2.0))
+    assert [header.SOPInstanceUID for header in source.headers()] == uids
+    del pacs.datasets[1]
+    with pytest.raises(UnreadableSlide, match="changed"):
+        source.headers()
 
 
 def _redirects(request: Handler) -> None:

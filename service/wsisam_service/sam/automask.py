@@ -92,9 +92,9 @@ class Found:
     stability: float
 
     @property
-    def area_px(self) -> float:
-        """Pixels of the picture."""
-        return float(np.count_nonzero(self.mask)) * self.view.scale**2
+    def area(self) -> int:
+        """Pixels of the view."""
+        return int(np.count_nonzero(self.mask))
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,9 +270,9 @@ def _read(view: View, result: DecodeResult, size: tuple[int, int], body: Automas
         return []
     match body.output_type:
         case "Multi-mask (largest)":
-            candidates = [max(candidates, key=lambda one: one.area_px)]
+            candidates = [max(candidates, key=lambda one: one.area)]
         case "Multi-mask (smallest)":
-            candidates = [min(candidates, key=lambda one: one.area_px)]
+            candidates = [min(candidates, key=lambda one: one.area)]
         case "Multi-mask (best quality)":
             candidates = [max(candidates, key=lambda one: one.predicted_iou)]
     return candidates
