@@ -422,6 +422,71 @@ def test_whatever_a_pacs_does_is_a_typed_problem_in_time_and_is_followed_nowhere
     assert pacs.elsewhere.asked == []  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(
+    ("status", "problem", "said"),
+    [
+        (401, PacsUnavailable, "credentials"),
+        (403, PacsUnavailable, "credentials"),
+        (404, UnreadableSlide, "any more"),
+        (410, UnreadableSlide, "any more"),
+        (500, PacsUnavailable, "fault of its own"),
+        (300, PacsUnavailable, "not followed"),
+        (399, PacsUnavailable, "not followed"),
+        (400, PacsUnavailable, "not DICOMweb"),
+    ],
+)
+def test_what_a_pacs_refuses_is_told_by_its_reason(
+    pacs: PacsServer, status: int, problem: type[ServiceError], said: str
+) -> None:
+    pacs.fault = lambda request: request.answer(status)
+    with pytest.raises(problem, match=said):
+        DicomWeb(access(pacs)).metadata("1.2", "1.3")
+
+
+def test_frames_are_as_many_as_were_asked_for_and_not_larger_than_they_can_be(pacs: PacsServer) -> None:
+    client, most = DicomWeb(access(pacs)), 100 + web.FRAME_SLACK
+    pacs.fault = lambda request: request.answer(200, b"x" * most, "image/jpeg")
+    assert client.frames(("1.2", "1.3", "1.4"), [0], 100) == [b"x" * most]
+    with pytest.raises(PacsUnavailable, match="not DICOMweb"):
+        client.frames(("1.2", "1.3", "1.4"), [0, 1], 100)
+    pacs.fault = lambda request: request.answer(200, b"x" * (most + 1), "image/jpeg")
+    with pytest.raises(PacsUnavailable, match="larger"):
+        client.frames(("1.2", "1.3", "1.4"), [0], 100)
+
+
+def test_a_pacs_is_asked_itself_whatever_proxy_the_environment_names(
+    pacs: PacsServer, released: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{pacs.elsewhere.port}")  # type: ignore[attr-defined]
+    asked: list[str] = []
+
+    def answer(request: Handler) -> None:
+        asked.append(request.path)
+        request.answer(200, b"[]")
+
+    pacs.fault = pacs.elsewhere.fault = answer  # type: ignore[attr-defined]
+    assert DicomWeb(access(pacs)).search({}, 1) == []
+    assert [path.partition("?")[0] for path in asked] == ["/dicom-web/series"]  # a proxy gets a whole address
+
+
+def test_a_pacs_that_failed_twice_in_a_row_is_left_alone_for_a_while(
+    pacs: PacsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web, "_BACKOFF_S", ())
+    statuses = [503, 200, 503, 503, 200]
+
+    def answer(request: Handler) -> None:
+        request.answer(statuses.pop(0), b"[]")
+
+    pacs.fault = answer
+    client = DicomWeb(access(pacs))
+    told = [_problem_of(lambda: client.metadata("1.2", "1.3")) for _ in range(6)]
+    assert [problem is None for problem in told] == [False, True, False, False, False, False]
+    assert statuses == [200]
+
+
 def _problem_of(call: Callable[[], object]) -> ServiceError | None:
     try:
         call()
@@ -609,7 +674,10 @@ def test_addresses_and_uids_in_answers_lead_nowhere(
 
         def changed(status: int, body: bytes = b"", *rest: Any, **more: Any) -> None:
             bulk = b'"00480001": {"vr": "FL", "BulkDataURI": "' + elsewhere.encode() + b'"}, '
-            hostile = b'{"0020000D": {"vr": "UI", "Value": [".."]}, "0020000E": {"vr": "UI", "Value": ["1.2"]}}, '
+            hostile = b"".join(
+                b'{"0020000D": {"vr": "UI", "Value": ["%s"]}, "0020000E": {"vr": "UI", "Value": ["%s"]}}, ' % uids
+                for uids in ((b"..", b"1.2"), (b"1.2", b".."))
+            )
             if request.route == "/series":
                 body = b"[" + hostile + body[1:]
             elif request.route.endswith("metadata"):
