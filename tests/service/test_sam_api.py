@@ -23,6 +23,10 @@ from stand_ins import NumpyExecutor
 from wsisam_service.errors import Overloaded
 from wsisam_service.jobs import DecodedMask, DecodeJob, DecodeResult, PixelSource, Timings
 from wsisam_service.masks import rle
+from wsisam_service.pictures.picture import Picture
+from wsisam_service.sam.detect import prompt_of
+from wsisam_service.sam.requests import DetectBody
+from wsisam_service.segmenting.prompts import PromptSpec
 
 JSON = {"content-type": "application/json"}
 WIDTH, HEIGHT = 300, 200
@@ -106,6 +110,30 @@ async def test_without_a_prompt_on_the_picture_the_answer_is_empty(
 async def test_a_box_of_no_size_is_its_pixel(client: httpx.AsyncClient) -> None:
     (feature,) = await detect(client, bbox=[50, 60, 50, 60])
     assert shapely.box(49, 59, 52, 62).covers(area(feature))
+
+
+@pytest.mark.parametrize(
+    ("bbox", "clicks", "expected"),
+    [
+        ((7, 9, 7, 9), [], PromptSpec(box=(7, 9, 8, 10))),
+        ((7, 9, 7, 20), [], PromptSpec(box=(7, 9, 8, 20))),
+        ((WIDTH - 1, HEIGHT - 1, WIDTH - 1, HEIGHT - 1), [], PromptSpec(box=(WIDTH - 1, HEIGHT - 1, WIDTH, HEIGHT))),
+        ((-5, -7, 9, HEIGHT + 50), [], PromptSpec(box=(0, 0, 9, HEIGHT))),
+        ((10, HEIGHT, 20, HEIGHT + 9), [], None),
+        ((20, 30, 10, 40), [], None),
+        (None, [(0, 0, 1), (WIDTH - 1, HEIGHT - 1, 1)], PromptSpec(points=((0.5, 0.5, 1), (299.5, 199.5, 1)))),
+        (None, [(WIDTH, 3, 1), (3, HEIGHT, 1), (-1, 3, 1), (3, -1, 1)], None),
+        (None, [(3, 4, 1), (WIDTH, 3, 1), (5, 6, 0)], PromptSpec(points=((3.5, 4.5, 1), (5.5, 6.5, 0)))),
+        (None, [(5, 6, 0)], None),
+        ((10, 20, 30, 40), [(5, 6, 0)], PromptSpec(box=(10, 20, 30, 40), points=((5.5, 6.5, 0),))),
+    ],
+)
+def test_boxes_are_edges_points_are_pixels_and_what_lies_beside_the_picture_is_left_out(
+    bbox: tuple[float, float, float, float] | None, clicks: list[tuple[float, float, int]], expected: PromptSpec | None
+) -> None:
+    coords, labels = [(x, y) for x, y, _ in clicks], [label for *_, label in clicks]
+    body = DetectBody(b64img="", bbox=bbox, point_coords=tuple(coords), point_labels=tuple(labels))
+    assert prompt_of(body, Picture(np.zeros((HEIGHT, WIDTH, 3), np.uint8), "c" * 64)) == expected
 
 
 async def test_a_point_means_the_centre_of_its_pixel(client: httpx.AsyncClient) -> None:
