@@ -15,6 +15,7 @@ import pytest
 from stand_ins import NumpyExecutor
 
 from wsisam_model.config import MODELS
+from wsisam_service.errors import Overloaded
 from wsisam_service.jobs import DecodedMask, DecodeJob, DecodeResult, PixelSource, Timings
 from wsisam_service.masks import rle
 from wsisam_service.pictures.picture import Picture
@@ -26,6 +27,7 @@ from wsisam_service.sam.automask import (
     IOU_SCALE,
     Found,
     Scene,
+    _passes,
     box_proposals,
     chunks,
     find_all,
@@ -237,6 +239,40 @@ def test_of_boxes_that_overlap_by_more_than_the_threshold_the_best_is_kept() -> 
     )
     assert suppress([apart, whole, half], 0.5) == [half, whole, apart]
     assert suppress([apart, whole, half], 0.49) == [half, apart]
+
+
+@pytest.mark.parametrize("size", [SIZE, (4000, 3000)])
+def test_what_comes_within_two_pixels_of_a_border_counts_as_cut_by_it(size: tuple[int, int]) -> None:
+    """Of the picture's pixels or the view's, whichever are larger."""
+    view = point_proposals(size, MODELS["vit_tiny"], 1)[0].view
+    margin = 2 * max(1.0, view.scale)
+    inside = np.array([margin, margin, size[0] - margin, size[1] - margin])
+
+    def passes(box: Sequence[float], **body: Any) -> bool:
+        found = Found(view, np.ones((1, 1), bool), tuple(box), 0.9, 1.0)  # type: ignore[arg-type]
+        return _passes(found, size, AutomaskBody(b64img="", **body))
+
+    assert passes(inside)
+    for nearer in np.diag([-0.1, -0.1, 0.1, 0.1]):
+        assert not passes(inside + nearer)
+        assert passes(inside + nearer, include_image_edge=True)
+
+
+async def test_boxes_that_found_most_are_asked_again_and_no_further_ones(
+    picture: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(automask, "MAX_FOUND", 1)
+    _, executor = await found_in(picture)
+    assert executor.jobs == len(box_proposals(SIZE, MODELS["lite_medsam"], 8)) + 1
+
+
+async def test_a_decode_that_fails_is_the_answer(picture: Picture, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def full(_: Painted, jobs: Sequence[DecodeJob], *__: Any) -> list[DecodeResult | Exception]:
+        return [Overloaded("later", retry_after_s=1) for _ in jobs]
+
+    monkeypatch.setattr(Painted, "decode", full)
+    with pytest.raises(Overloaded):
+        await found_in(picture)
 
 
 @pytest.mark.parametrize(("least_px", "count"), [(0, 2), (5600, 2), (7300, 0)])
