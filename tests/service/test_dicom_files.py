@@ -10,7 +10,9 @@ import re
 import shutil
 from pathlib import Path
 
+import cv2
 import httpx
+import imagecodecs
 import numpy as np
 import numpy.typing as npt
 import pydicom
@@ -39,6 +41,7 @@ from stand_ins import NumpyExecutor
 from wsisam_service.app import create_app
 from wsisam_service.cli import main
 from wsisam_service.dicom import frames
+from wsisam_service.dicom.codec import decode_frame
 from wsisam_service.errors import NotBrightfield, ServiceError, UnreadableSlide
 from wsisam_service.settings import Settings
 from wsisam_service.slides import dicom_files
@@ -133,6 +136,41 @@ def test_pixels_come_back_from_every_codec_and_offset_table(
     assert (outside[:, :20] == 255).all()
     assert (outside[10:] == 255).all()
     assert np.abs(outside[:10, 20:].astype(int) - odd[-10:, :20]).mean() <= loss
+
+
+@pytest.mark.parametrize(("space", "told", "wrong"), [("RGB", "RGB", "YBR_FULL_422"), ("YCBCR", "YBR_FULL_422", "RGB")])
+def test_a_jpegs_own_word_of_its_colours_counts_before_the_headers(
+    tissue: Tissue, space: str, told: str, wrong: str
+) -> None:
+    tile = tissue[:48, :64]
+    speaking = bytes(imagecodecs.jpeg8_encode(tile, level=95, colorspace="RGB", outcolorspace=space))
+    assert speaking[2:4] in (b"\xff\xe0", b"\xff\xee")
+    silent = speaking[:2] + speaking[4 + int.from_bytes(speaking[4:6], "big") :]
+    filled = silent[:2] + b"\xff\xff" + silent[2:]
+    shown = decode_frame(speaking, (64, 48), told, compressed=True)
+    assert np.abs(shown.astype(int) - tile).mean() < 5
+    for data, photometric in ((speaking, wrong), (silent, told), (filled, told)):
+        assert np.array_equal(decode_frame(data, (64, 48), photometric, compressed=True), shown)
+    assert not np.array_equal(decode_frame(silent, (64, 48), wrong, compressed=True), shown)
+
+
+def test_bare_pixels_may_be_padded_to_an_even_length_and_are_no_longer_or_shorter(tissue: Tissue) -> None:
+    tile = tissue[:3, :5]
+    bare, planes = tile.tobytes(), tile.transpose(2, 0, 1).tobytes()
+    for data, planar in ((bare, False), (bare + b"\0", False), (planes, True)):
+        assert np.array_equal(decode_frame(data, (5, 3), "RGB", compressed=False, planar=planar), tile)
+    for data in (bare[:-1], bare + b"\0\0"):
+        with pytest.raises(UnreadableSlide, match="damaged"):
+            decode_frame(data, (5, 3), "RGB", compressed=False)
+    luma = cv2.cvtColor(tile, cv2.COLOR_RGB2YCrCb)[..., (0, 2, 1)].tobytes()
+    shown = decode_frame(luma, (5, 3), "YBR_FULL", compressed=False)
+    assert np.abs(shown.astype(int) - tile).max() <= 2
+
+
+def test_a_lossless_jpeg_is_told_to_be_one_that_is_not_decoded() -> None:
+    head = b"\xff\xd8\xff\xc3\x00\x11\x08\x00\x30\x00\x40\x03"
+    with pytest.raises(UnreadableSlide, match="does not decode"):
+        decode_frame(head + bytes(20), (64, 48), "RGB", compressed=True)
 
 
 @pytest.mark.parametrize("undefined_lengths", [False, True])
