@@ -17,6 +17,7 @@ from PIL import Image
 from tiffslide import TiffSlide
 
 from wsisam_service.errors import NotBrightfield, ServiceError, UnreadableSlide
+from wsisam_service.slides.codestreams import image_size
 from wsisam_service.slides.opening import open_slide
 from wsisam_service.slides.reader import Level
 from wsisam_service.slides.tiff import TiffReader
@@ -595,3 +596,24 @@ def test_info_can_be_replaced_for_what_no_real_slide_has(make_slide: MakeSlide) 
     slide = open_slide(make_slide())
     slide.info = replace(slide.info, bounds=(10, 20, 300, 200))
     assert (slide.info.bounds, slide.width) == ((10, 20, 300, 200), 512)
+
+
+def test_a_codestream_tells_its_width_and_height_and_ends_where_it_is_none(tissue: npt.NDArray[np.uint8]) -> None:
+    image = np.ascontiguousarray(tissue[:20, :33])
+    extended = b"RIFF\0\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + (32).to_bytes(3, "little") + (19).to_bytes(3, "little")
+    jp2 = bytes(imagecodecs.jpeg2k_encode(image, codecformat="jp2"))
+    codestream = jp2.index(b"jp2c") - 4
+    wide = (1).to_bytes(4, "big") + b"jp2c" + (len(jp2) - codestream + 8).to_bytes(8, "big") + jp2[codestream + 8 :]
+    for compression, data in (
+        (7, imagecodecs.jpeg8_encode(image)),
+        (34712, jp2),
+        (34712, jp2[:codestream] + wide),
+        (34933, imagecodecs.png_encode(image)),
+        (50001, imagecodecs.webp_encode(image, lossless=True)),
+        (50001, imagecodecs.webp_encode(image, level=80, lossless=False)),
+        (50001, extended),
+    ):
+        assert image_size(compression, bytes(data)) == (33, 20)
+    for compression, data in ((34712, bytes(32)), (34712, jp2[:codestream]), (50001, b"RIFX" + extended[4:])):
+        with pytest.raises(ValueError, match="no"):
+            image_size(compression, data)
