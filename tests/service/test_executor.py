@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import subprocess
 import sys
 import threading
@@ -19,7 +20,7 @@ from safetensors.numpy import save
 from wsisam_model.config import MODELS
 from wsisam_model.prompts import MAX_POINTS, Prompt
 from wsisam_service.errors import InvalidRequest, Overloaded, RefineExpired, UnknownModel
-from wsisam_service.execution import refine
+from wsisam_service.execution import refine, view_loader
 from wsisam_service.execution.backend import DecodeItem
 from wsisam_service.execution.device_cache import DeviceCache, ReadyView
 from wsisam_service.execution.executor import LOOKS_AT_A_TIME, LocalExecutor
@@ -27,7 +28,7 @@ from wsisam_service.execution.postprocess import draw
 from wsisam_service.execution.refine import RefineState, RefineStates
 from wsisam_service.jobs import FIRST_MARK, DecodedMask, DecodeJob, DecodeResult, Purges, Rle, Timings, ViewPixels
 from wsisam_service.masks import rle
-from wsisam_service.stores.embeddings import MemoryStore, TieredStore, Unclaimed
+from wsisam_service.stores.embeddings import MemoryStore, TieredStore
 from wsisam_service.stores.opening import open_store
 
 SIDE = 256
@@ -186,6 +187,28 @@ class SlowStore(MemoryStore):
 
     async def aclose(self) -> None:
         self.told.append("closed")
+
+
+class ClaimedStore(SlowStore):
+    """Shared with other processes, who wait for a view until the claim on it is given back."""
+
+    async def claim(self, key: str) -> GivenClaim:
+        self.told.append("claimed")
+        return GivenClaim(self.told)
+
+    async def announce_purge(self, part: str) -> bool:
+        return True
+
+    async def purges_since(self, mark: str | None, *, by_others: bool) -> Purges:
+        return Purges((), FIRST_MARK)
+
+
+@dataclass
+class GivenClaim:
+    told: list[str]
+
+    async def release(self) -> None:
+        self.told.append("given back")
 
 
 class Rig:
@@ -899,19 +922,49 @@ async def test_closing_waits_for_what_is_being_stored_and_closes_the_stores(role
     assert slow.told == ["stored", "closed"]
 
 
+async def test_others_wait_for_a_view_until_it_is_stored() -> None:
+    store = ClaimedStore()
+    rig = Rig(store=TieredStore([store]))
+    await rig.one(job(lr=None))
+    await store.begun.wait()
+    assert store.told == ["claimed"]
+    store.release.set()
+    await rig.executor.aclose()
+    assert store.told == ["claimed", "stored", "given back", "closed"]
+
+
+@pytest.mark.parametrize(
+    "how", ["refused", "not read", "not encoded", "not written", "store too slow", "not waited for"]
+)
+async def test_others_wait_for_no_view_that_is_not_coming(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> bytes:
+        raise RuntimeError
+
+    store = ClaimedStore()
+    rig = Rig(store=TieredStore([store]), max_encodes=1)
+    full = rig.executor._batcher.admit("encode", 1) if how == "refused" else contextlib.nullcontext()
+    if how == "not encoded":
+        monkeypatch.setattr(rig.model, "encode", fail)
+    if how == "not written":
+        monkeypatch.setattr(FakeEmbedding, "to_bytes", fail)
+    if how == "store too slow":
+        monkeypatch.setattr(view_loader, "MAX_WRITES", 0)
+    if how == "not waited for":
+        rig.pixels.release.clear()
+    rig.pixels.error = RuntimeError() if how == "not read" else None
+    with full:
+        click = asyncio.create_task(rig.decode(job(lr=None)))
+        if how == "not waited for":
+            await rig.pixels.started.wait()
+            click.cancel()
+        await asyncio.gather(click, return_exceptions=True)
+    await until(lambda: store.told == ["claimed", "given back"])
+    await rig.executor.aclose()
+
+
 async def test_nobody_follows_the_purges_of_others_once_it_is_closed() -> None:
-    class Shared(MemoryStore):
-        async def claim(self, key: str) -> Unclaimed:
-            return Unclaimed()
-
-        async def announce_purge(self, part: str) -> bool:
-            return True
-
-        async def purges_since(self, mark: str | None, *, by_others: bool) -> Purges:
-            return Purges((), FIRST_MARK)
-
     before = asyncio.all_tasks()
-    rig = Rig(store=TieredStore([Shared(1_000)]))
+    rig = Rig(store=TieredStore([ClaimedStore()]))
     await rig.executor.warm_up()
     (following,) = asyncio.all_tasks() - before
     await rig.executor.aclose()
