@@ -75,13 +75,37 @@ async def test_a_blob_comes_back_under_the_documented_key_with_a_life_time(store
 
 
 async def test_a_slide_is_forgotten_wholly_and_alone(store: RedisStore) -> None:
-    for slide in ("aa", "a*", "ab"):
+    for slide in ("aa", "a*", "ab", "aaa"):
         for cx in range(3):
             await store.put(f"lite_medsam:79d8c9dca6db:1:{slide}:2:{cx}:8", b"x")
     assert await store.delete_matching("a*") == 3
     assert await store.contains("lite_medsam:79d8c9dca6db:1:aa:2:0:8")
     assert await store.delete_matching("aa") == 3
-    assert await store.contains("lite_medsam:79d8c9dca6db:1:ab:2:0:8")
+    for other in ("ab", "aaa"):
+        assert await store.contains(f"lite_medsam:79d8c9dca6db:1:{other}:2:0:8")
+
+
+async def test_a_purge_is_told_to_others_and_once(store: RedisStore, server: RedisServer) -> None:
+    other = RedisStore(server.url, "emb")
+    start = (await other.purges_since(None, by_others=True)).mark
+    await store.announce_purge("aa")
+    told = await other.purges_since(start, by_others=True)
+    assert told.slides == ["aa"]
+    for mark in (told.mark, (await other.purges_since(None, by_others=True)).mark):
+        assert (await other.purges_since(mark, by_others=True)).slides == []
+    assert (await store.purges_since(start, by_others=True)).slides == []
+    assert (await store.purges_since(start, by_others=False)).slides == ["aa"]
+    await other.aclose()
+
+
+async def test_purges_are_remembered_for_a_day_and_so_many_at_most(store: RedisStore, raw: redis.Redis) -> None:
+    with raw.pipeline() as earlier:
+        for number in range(2_000):
+            earlier.xadd("wsisam:purges", {"part": f"slide {number}", "by": "somebody"})
+        earlier.execute()
+    await store.announce_purge("aa")
+    assert 1_000 <= raw.xlen("wsisam:purges") < 1_200  # Redis forgets them by the hundred
+    assert 24 * 3600 - 60 < raw.ttl("wsisam:purges") <= 24 * 3600
 
 
 async def test_sending_blobs_leaves_the_event_loop_free(store: RedisStore) -> None:
@@ -215,6 +239,13 @@ class Held:
     def set(self, key: str, blob: bytes, px: int) -> None:
         self._wait("set")
 
+    def scan_iter(self, match: str, count: int) -> Iterator[bytes]:
+        self._wait("scan")
+        yield f"wsisam:emb:{KEY}".encode()
+
+    def unlink(self, key: bytes) -> int:
+        return 1
+
     def _wait(self, call: str) -> None:
         if call == self.held:
             assert self.go.wait(60)
@@ -246,6 +277,17 @@ async def test_a_read_behind_a_crowd_of_slow_reads_is_a_miss_and_no_fault_of_red
     client.go.set()
     assert await asyncio.gather(*first) == [b"x"] * THREADS
     assert await store.get(KEY) == b"x"
+    await store.aclose()
+
+
+async def test_a_purge_gets_the_time_that_a_large_redis_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, client = RedisStore("redis://nowhere:1/0", "emb", timeout_s=0.05), Held("scan")
+    monkeypatch.setattr(store, "_client", lambda: client)
+    purge = asyncio.create_task(store.delete_matching("aa"))
+    with pytest.raises(TimeoutError):
+        await store._call(lambda client: client.go.wait(60))  # begun later, and at its limit now
+    client.go.set()
+    assert await purge == 1
     await store.aclose()
 
 

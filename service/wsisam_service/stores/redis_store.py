@@ -89,7 +89,7 @@ class RedisStore:
         return await self._call(lambda client: client.get(self._key(key)), wait_s=WAIT_S)
 
     async def put(self, key: str, blob: bytes, ttl_s: float | None = None) -> None:
-        life_ms = max(1, round((self._ttl_s if ttl_s is None else ttl_s) * 1000))
+        life_ms = round((self._ttl_s if ttl_s is None else ttl_s) * 1000)
 
         def put(client: Any) -> None:
             client.set(self._key(key), blob, px=life_ms)
