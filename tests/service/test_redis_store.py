@@ -184,6 +184,19 @@ async def test_who_stops_waiting_leaves_no_lock_behind(store: RedisStore, raw: r
     await asyncio.to_thread(wait_until, lambda: raw.exists(f"wsisam:lock:{KEY}") == 0, "no lock", within_s=3.0)
 
 
+async def test_a_closed_store_leaves_no_thread_and_no_connection(server: RedisServer, raw: redis.Redis) -> None:
+    def connections() -> set[str]:
+        return {client["id"] for client in raw.client_list()}
+
+    before = connections()
+    store = RedisStore(server.url, "emb")
+    await asyncio.gather(*(store.put(f"{KEY}{number}", BLOB) for number in range(3)))
+    assert connections() > before
+    await store.aclose()
+    assert not any(thread.is_alive() for thread in store._pool._threads)
+    await asyncio.to_thread(wait_until, lambda: connections() <= before, "no connection")
+
+
 async def test_a_frozen_redis_is_a_miss_soon_and_then_at_once(tmp_path: Path) -> None:
     server = RedisServer(tmp_path)
     store = RedisStore(server.url, "emb", timeout_s=0.3)
@@ -236,8 +249,9 @@ class Held:
         self._wait("get")
         return b"x"
 
-    def set(self, key: str, blob: bytes, px: int) -> None:
+    def set(self, key: str, blob: bytes, px: int, nx: bool = False) -> bool:
         self._wait("set")
+        return True
 
     def scan_iter(self, match: str, count: int) -> Iterator[bytes]:
         self._wait("scan")
@@ -277,6 +291,85 @@ async def test_a_read_behind_a_crowd_of_slow_reads_is_a_miss_and_no_fault_of_red
     client.go.set()
     assert await asyncio.gather(*first) == [b"x"] * THREADS
     assert await store.get(KEY) == b"x"
+    await store.aclose()
+
+
+async def test_only_failures_in_a_row_keep_redis_from_being_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unsteady:
+        def get(self, key: str) -> bytes:
+            if key.endswith("bad"):
+                raise redis.ConnectionError
+            return b"x"
+
+    store = RedisStore("redis://nowhere:1/0", "emb")
+    monkeypatch.setattr(store, "_client", Unsteady)
+    for _ in range(2):
+        for _ in range(FAILURES - 1):
+            with pytest.raises(redis.ConnectionError):
+                await store.get("bad")
+        assert await store.get(KEY) == b"x"
+    await store.aclose()
+
+
+async def test_callers_who_leave_are_no_fault_of_redis(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, client = RedisStore("redis://nowhere:1/0", "emb", timeout_s=60), Held("get")
+    monkeypatch.setattr(store, "_client", lambda: client)
+    asking = [asyncio.create_task(store.get(KEY)) for _ in range(FAILURES)]
+    await asyncio.sleep(0)
+    for one in asking:
+        one.cancel()
+    await asyncio.gather(*asking, return_exceptions=True)
+    client.go.set()
+    assert await store.get(KEY) == b"x"
+    await store.aclose()
+
+
+async def test_a_lock_that_comes_too_late_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    given_back = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    class Late(Held):
+        def get(self, key: str) -> None:  # type: ignore[override]
+            """Nobody has made it."""
+
+        def eval(self, script: str, count: int, lock: str, token: str) -> None:
+            assert lock == f"wsisam:lock:{KEY}"
+            loop.call_soon_threadsafe(given_back.set)
+
+    store, client = RedisStore("redis://nowhere:1/0", "emb", timeout_s=0.05), Late("set")
+    monkeypatch.setattr(store, "_client", lambda: client)
+    with pytest.raises(TimeoutError):
+        await store.claim(KEY)
+    client.go.set()
+    await asyncio.wait_for(given_back.wait(), 20)
+    await store.aclose()
+
+
+async def test_a_lock_is_held_no_longer_than_its_claim(store: RedisStore) -> None:
+    before = asyncio.all_tasks()
+    claim = await store.claim(KEY)
+    assert not isinstance(claim, bytes)
+    (holding,) = asyncio.all_tasks() - before
+    await claim.release()
+    assert holding.cancelled()
+
+
+async def test_a_redis_that_is_away_hinders_nobody_from_giving_a_claim_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Away:
+        def set(self, key: str, token: str, nx: bool, px: int) -> bool:
+            return True
+
+        def get(self, key: str) -> None:
+            """Nobody has made it."""
+
+        def eval(self, script: str, count: int, lock: str, token: str) -> None:
+            raise redis.ConnectionError
+
+    store = RedisStore("redis://nowhere:1/0", "emb")
+    monkeypatch.setattr(store, "_client", Away)
+    claim = await store.claim(KEY)
+    assert not isinstance(claim, bytes)
+    await claim.release()
     await store.aclose()
 
 

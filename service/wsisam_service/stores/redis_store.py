@@ -171,8 +171,8 @@ class RedisStore:
 
     def _undo(self, result: tuple[bytes | None, bool], key: str, token: str) -> None:
         """The one who asked for the lock has gone before it got it."""
-        blob, taken = result
-        if taken and blob is None:
+        _, taken = result
+        if taken:
             self._client().eval(_RELEASE, 1, _lock_key(key), token)
 
     def _key(self, key: str) -> str:
