@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
-from joserfc import jwt
+from joserfc import jws, jwt
 from joserfc.jwk import ECKey, RSAKey
 from processes import Server, free_port
 from stand_ins import NumpyExecutor
@@ -207,11 +207,11 @@ async def test_forged_tokens_are_refused(real_issuer: RealIssuer, key_sets: list
         ),
         "another role": f"{good.split('.')[0]}.{encoded(claims | {'roles': ['admin']})}.{signature}",
         "another algorithm": f"{encoded(header | {'alg': 'ES256'})}.{encoded(claims)}.{signature}",
-        "an id token": good.replace(good.split(".")[0], encoded(header | {"typ": "id+jwt"})),
         "no key": f"{encoded({'alg': 'RS256'})}.{encoded(claims)}.{signature}",
         "a list as its header": f"{encoded([])}.{encoded(claims)}.{signature}",  # type: ignore[arg-type]
         "deep": f"{base64.urlsafe_b64encode(b'[' * 9000).decode()}.{encoded(claims)}.{signature}",
-        "long": good + "A" * 20_000,
+        "no base64": f"A{good}",
+        "other letters": good + "\xe4",
         "five parts": good + ".a.b",
     }
     async with tokens_of(real_issuer) as tokens:
@@ -244,9 +244,33 @@ async def test_claims_that_the_issuer_signed_and_we_must_refuse(
             {"sub": 7},
             {"sub": "a\nb"},
             {"sub": "x" * 300},
+            {"more": "x" * 20_000},
         ):
             changed = {name: value for name, value in (claims | change).items() if value is not None}
             assert await outcome(tokens, jwt.encode(header, changed, key)) == "Unauthorized", change
+        for payload in (b"[]", b"7", b"", b'{"sub": %s}' % (b"[" * 3_000 + b"]" * 3_000)):
+            token = jws.serialize_compact(header, payload, key)
+            assert await outcome(tokens, token) == "Unauthorized", payload
+
+
+async def test_what_the_issuer_signed_for_another_use_is_no_access_token(
+    real_issuer: RealIssuer, key_sets: list[dict[str, Any]]
+) -> None:
+    header, claims, _ = parts(real_issuer.token("viewer"))
+    key = RSAKey.import_key(key_sets[0]["keys"][0])
+    async with tokens_of(real_issuer) as tokens:
+        for use in ("at+jwt", "application/at+jwt", "JWT"):
+            assert await outcome(tokens, jwt.encode(header | {"typ": use}, claims, key)) == "oidc:viewer"
+        for use in ("id+jwt", "logout+jwt"):
+            assert await outcome(tokens, jwt.encode(header | {"typ": use}, claims, key)) == "Unauthorized"
+
+
+async def test_roles_that_are_no_texts_give_nothing(real_issuer: RealIssuer, key_sets: list[dict[str, Any]]) -> None:
+    header, claims, _ = parts(real_issuer.token("viewer"))
+    key = RSAKey.import_key(key_sets[0]["keys"][0])
+    async with tokens_of(real_issuer) as tokens:
+        odd = claims | {"roles": [7, ["admin"], {"name": "admin"}, "viewer"]}
+        assert (await tokens.identity(jwt.encode(header, odd, key))).role is Role.VIEWER
 
 
 async def test_a_token_ends_when_it_says_give_or_take_the_skew(real_issuer: RealIssuer) -> None:
