@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import subprocess
 import sys
 import time
@@ -25,11 +26,13 @@ from wsisam_service.cluster.wire import (
     VERSION,
     DecodeCall,
     DecodeReply,
+    EncodeCall,
     problem_words,
     read_decode_call,
     read_decode_reply,
     write_decode_call,
     write_decode_reply,
+    write_encode_call,
 )
 from wsisam_service.cluster.worker import create_worker
 from wsisam_service.errors import (
@@ -450,6 +453,14 @@ async def test_a_worker_that_takes_over_midway_gets_the_pixels_it_lacks() -> Non
     await client.aclose()
 
 
+async def test_no_view_is_read_that_the_worker_has() -> None:
+    executor, pixels = NumpyExecutor(views={LR: np.zeros((256, 256, 3), np.uint8)}), Pixels()
+    async with remote(executor) as (client, _):
+        (answer,) = await client.decode([job()], pixels, Timings())
+    assert isinstance(answer, DecodeResult)
+    assert pixels.read == [HR]
+
+
 async def test_a_client_that_leaves_takes_its_decode_along() -> None:
     executor = NumpyExecutor(hold=asyncio.Event())
     async with remote(executor) as (client, _):
@@ -458,6 +469,92 @@ async def test_a_client_that_leaves_takes_its_decode_along() -> None:
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
     assert executor.cancelled == 1
+
+
+@pytest.mark.parametrize("verb", ["decode", "encode"])
+async def test_a_gateway_that_leaves_takes_its_call_to_the_worker_along(verb: str) -> None:
+    started, gone, dropped = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    class Waiting(NumpyExecutor):
+        async def decode(self, *_: object) -> list[DecodeResult | Exception]:
+            return await self.waits()
+
+        async def encode(self, *_: object) -> Any:
+            return await self.waits()
+
+        async def waits(self) -> Any:
+            started.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                dropped.set()
+
+    call = write_decode_call(DecodeCall([job()], {})) if verb == "decode" else write_encode_call(EncodeCall([HR], {}))
+    messages = [{"type": "http.request", "body": call, "more_body": False}]
+    sent = []
+
+    async def receive() -> Any:
+        if messages:
+            return messages.pop()
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": f"/v1/{verb}", "query_string": b"", "headers": []}
+    answering = asyncio.create_task(create_worker(Settings(), Waiting())(scope, receive, send))
+    await asyncio.wait_for(started.wait(), 20)
+    gone.set()
+    await asyncio.wait_for(answering, 20)
+    assert dropped.is_set()
+    assert sent == []
+
+
+async def test_a_call_during_which_a_worker_ends_goes_to_another_whole() -> None:
+    class Ending(NumpyExecutor):
+        calls = 0
+
+        async def decode(self, jobs: Any, pixels: Any, timings: Any) -> list[DecodeResult | Exception]:
+            results = await super().decode(jobs, pixels, timings)
+            self.calls += 1
+            return [results[0], WorkerUnavailable("the worker is ending")] if self.calls == 1 else results
+
+    executor = Ending(views=dict.fromkeys((HR, LR), np.zeros((256, 256, 3), np.uint8)))
+    async with remote(executor) as (client, wire):
+        answers = await client.decode([job(), job()], Pixels(), Timings())
+    assert [type(answer) for answer in answers] == [DecodeResult] * 2
+    assert wire.statuses == [502, 200]
+
+
+async def test_a_worker_bounds_bodies_and_names_its_answers() -> None:
+    async with (
+        remote(NumpyExecutor()) as (_, wire),
+        httpx.AsyncClient(transport=wire, base_url="http://workers", headers={"x-request-id": "click-1"}) as http,
+    ):
+        answer = await http.post("/v1/decode", content=bytes((8 << 20) + 1))
+    assert (answer.status_code, answer.json()["type"]) == (413, "/problems/body-too-large")
+    assert answer.headers["x-request-id"] == "click-1"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_worker_warms_its_executor_up_and_closes_it_at_the_end(fails: bool) -> None:
+    told = []
+
+    class Told(NumpyExecutor):
+        async def warm_up(self) -> None:
+            told.append("warmed up")
+            if fails:
+                raise RuntimeError("no memory is left")
+
+        async def aclose(self) -> None:
+            told.append("closed")
+
+    app = create_worker(Settings(), Told())
+    with pytest.raises(RuntimeError, match="no memory") if fails else contextlib.nullcontext():
+        async with app.router.lifespan_context(app):
+            assert told == ["warmed up"]
+    assert told == ["warmed up", "closed"]
 
 
 async def test_prewarming_encodes_what_is_missing() -> None:
