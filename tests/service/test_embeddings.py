@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,8 @@ async def test_what_has_expired_in_a_folder_goes_though_nobody_asks_for_it(tmp_p
     clock.now += 61
     assert await store.delete_matching("aa") == 2
     assert len(blob_files(tmp_path)) == 1
+    await store.put(key(3), b"two")  # too soon to look through everything
+    assert len(blob_files(tmp_path)) == 2
     clock.now += 3600
     await store.put(key(3), b"three")
     (left,) = blob_files(tmp_path)
@@ -115,6 +118,25 @@ async def test_a_blob_larger_than_the_bound_pushes_nothing_out() -> None:
     assert await store.contains(key(2))
 
 
+async def test_a_blob_larger_than_any_bound_pushes_nothing_out(store: EmbeddingStore) -> None:
+    await store.put(key(0), bytes(1_000))
+    await store.put(key(1), bytes(10_001))
+    assert await store.contains(key(0))
+    assert not await store.contains(key(1))
+
+
+async def test_a_full_folder_keeps_its_bound_and_is_looked_through_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, looks, files = FolderStore(tmp_path, 13_200), [], FolderStore._files
+    monkeypatch.setattr(FolderStore, "_files", lambda self: looks.append(1) or files(self))
+    for index in range(80):
+        await store.put(key(index), bytes(200))
+        assert folder_bytes(tmp_path) <= 13_200
+    assert folder_bytes(tmp_path) > 10_000
+    assert len(looks) < 40
+
+
 async def test_a_folder_stays_within_its_bound_and_drops_what_was_used_longest_ago(tmp_path: Path) -> None:
     store = FolderStore(tmp_path, 5_000)
     for index in range(4):
@@ -127,6 +149,42 @@ async def test_a_folder_stays_within_its_bound_and_drops_what_was_used_longest_a
         assert folder_bytes(tmp_path) <= 5_000
     assert await store.get(key(0)) == bytes(1_000)
     assert await store.get(key(6)) == bytes(1_000)
+
+
+async def test_a_folder_drops_files_in_the_order_of_their_last_use(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path, 20_000)
+    for index in range(15):
+        await store.put(key(index), bytes(1_000))
+        os.utime(store._path(key(index)), (index, index))
+    for index in range(15, 23):
+        await store.put(key(index), bytes(1_000))
+    kept = [await store.contains(key(index)) for index in range(23)]
+    assert kept == sorted(kept)
+    assert kept.count(False) in range(5, 9)
+
+
+async def test_what_a_process_that_died_left_half_written_goes_and_what_is_being_written_stays(tmp_path: Path) -> None:
+    await FolderStore(tmp_path, 20_000).put(key(1), b"embedding")
+    (blob,) = blob_files(tmp_path)
+    left, written = blob.with_name(".left.tmp"), blob.with_name(".written.tmp")
+    left.write_bytes(b"half")
+    written.write_bytes(b"half")
+    os.utime(left, (1, 1))
+    await FolderStore(tmp_path, 20_000).put(key(2), b"embedding")
+    assert not left.exists()
+    assert written.exists()
+
+
+async def test_a_folder_keeps_its_bound_after_a_restart_that_begins_with_a_purge(tmp_path: Path) -> None:
+    first = FolderStore(tmp_path, 1 << 20)
+    for index in range(31):
+        await first.put(key(index, "aa" if index else "bb"), bytes(300))
+    bound = folder_bytes(tmp_path)
+    second = FolderStore(tmp_path, bound)
+    assert await second.delete_matching("bb") == 1
+    for index in range(31, 33):
+        await second.put(key(index), bytes(300))
+        assert folder_bytes(tmp_path) <= bound
 
 
 async def test_a_folder_survives_a_restart_with_its_bound(tmp_path: Path) -> None:
@@ -145,7 +203,7 @@ async def test_two_processes_share_a_folder_and_its_bound(tmp_path: Path) -> Non
     one, two = FolderStore(tmp_path, 20_000), FolderStore(tmp_path, 20_000)
     for index in range(40):
         await (one if index % 2 else two).put(key(index), bytes(1_000))
-    assert folder_bytes(tmp_path) <= 20_000 * 1.1
+        assert folder_bytes(tmp_path) <= 20_000 * 1.1
     assert await one.get(key(38)) == bytes(1_000)
     blob_files(tmp_path)[0].unlink()  # the other process evicts
     await one.put(key(99), bytes(1_000))
@@ -159,6 +217,8 @@ async def test_two_processes_share_a_folder_and_its_bound(tmp_path: Path) -> Non
         lambda content: content[:20],
         lambda content: b"",
         lambda content: b"\0" + content[1:],
+        lambda content: content.replace(b'"crc"', b'"crd"'),
+        lambda content: content[: content.index(b"{")] + b"[]\nembedding",
     ],
 )
 async def test_a_damaged_file_is_a_miss_and_is_removed(tmp_path: Path, damage: object) -> None:
@@ -170,6 +230,18 @@ async def test_a_damaged_file_is_a_miss_and_is_removed(tmp_path: Path, damage: o
     assert await store.get(key(1)) is None
     assert not path.exists()
     await store.put(key(1), b"embedding")
+    assert await store.get(key(1)) == b"embedding"
+
+
+async def test_a_file_under_another_name_is_a_miss(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path, 10_000)
+    await store.put(key(1), b"embedding")
+    (one,) = blob_files(tmp_path)
+    await store.put(key(2), b"other")
+    (other,) = set(blob_files(tmp_path)) - {one}
+    shutil.copy(one, other)
+    assert not await store.contains(key(2))
+    assert await store.get(key(2)) is None
     assert await store.get(key(1)) == b"embedding"
 
 
