@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import httpx
 import pytest
@@ -25,7 +25,8 @@ def app() -> FastAPI:
     """A few routes inside the middleware that the service has."""
     app = FastAPI()
     problems.install(app)
-    app.add_middleware(LimitsMiddleware, max_body_bytes=MAX_BODY_BYTES, timeout_s=0.2)
+    longer_s = {"/slow": 60.0}
+    app.add_middleware(LimitsMiddleware, max_body_bytes=MAX_BODY_BYTES, timeout_s=0.2, longer_s=longer_s)
     app.add_middleware(RequestMiddleware)
 
     @app.post("/length")
@@ -102,6 +103,43 @@ async def test_work_beyond_the_deadline_answers_504(client: httpx.AsyncClient) -
     assert (answer.status_code, problem_of(answer)) == (504, "timeout")
 
 
+@pytest.mark.parametrize("path", ["/slow", "/slow/"])
+async def test_what_may_take_longer_does(app: FastAPI, client: httpx.AsyncClient, path: str) -> None:
+    done = asyncio.Event()
+
+    @app.get(path)
+    async def slow() -> int:
+        await done.wait()
+        return 7
+
+    asking = asyncio.create_task(client.get(path))
+    assert (await client.get("/never")).status_code == 504  # begun later
+    done.set()
+    assert (await asking).json() == 7
+
+
+async def test_a_time_out_of_something_else_is_not_the_requests(app: FastAPI, client: httpx.AsyncClient) -> None:
+    @app.get("/broken")
+    async def broken() -> None:
+        raise TimeoutError
+
+    answer = await client.get("/broken")
+    assert (answer.status_code, problem_of(answer)) == (500, "internal")
+
+
+@pytest.mark.parametrize("length", ["-1", "+5", "1e2", "5, 5", "", "\xb2"])
+async def test_a_length_that_is_none_is_refused(client: httpx.AsyncClient, length: str) -> None:
+    answer = await client.post("/length", content=b"x" * 5, headers={b"content-length": length.encode("latin-1")})
+    assert (answer.status_code, problem_of(answer)) == (413, "body-too-large")
+
+
+async def test_a_body_with_two_ends_is_refused_and_its_connection_closed(client: httpx.AsyncClient) -> None:
+    two_ends = {"content-length": "5", "transfer-encoding": "chunked"}
+    answer = await client.post("/length", content=b"x" * 5, headers=two_ends)
+    assert (answer.status_code, problem_of(answer), answer.headers["connection"]) == (422, "invalid-request", "close")
+    assert "connection" not in (await client.post("/length", content=b"x")).headers
+
+
 async def test_unexpected_error_tells_nothing_and_logs_the_request(
     client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -136,7 +174,8 @@ async def test_unknown_address_and_method_are_problems(client: httpx.AsyncClient
     assert (wrong.status_code, problem_of(wrong), wrong.headers["allow"]) == (405, "method-not-allowed", "GET")
 
 
-async def test_client_that_leaves_takes_its_work_with_it() -> None:
+async def test_client_that_leaves_takes_its_work_with_it(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "wsisam.access")
     started, cancelled = asyncio.Event(), asyncio.Event()
     gone = asyncio.Event()
 
@@ -167,6 +206,7 @@ async def test_client_that_leaves_takes_its_work_with_it() -> None:
     await request
     assert cancelled.is_set()
     assert sent == []
+    assert [record.__dict__["status"] for record in caplog.records] == [499]
 
 
 async def test_a_request_that_outlives_the_service_is_answered_with_a_problem() -> None:
@@ -189,6 +229,32 @@ async def test_a_request_that_outlives_the_service_is_answered_with_a_problem() 
         await request
     assert sent[0]["status"] == 503
     assert json.loads(sent[1]["body"])["type"] == "/problems/not-ready"
+
+
+@pytest.mark.parametrize("how", ["ended", "bug"])
+async def test_an_answer_that_has_begun_is_not_followed_by_a_problem(how: str) -> None:
+    begun = asyncio.Event()
+
+    async def app(scope: object, receive: object, send: Callable[[Message], Awaitable[None]]) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        begun.set()
+        if how == "bug":
+            raise KeyError("the secret inside")
+        await asyncio.Event().wait()
+
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
+    request = asyncio.create_task(RequestMiddleware(app)(scope, app, send))  # type: ignore[arg-type]
+    await begun.wait()
+    if how == "ended":
+        request.cancel()
+    with pytest.raises(KeyError if how == "bug" else asyncio.CancelledError):
+        await request
+    assert [message["type"] for message in sent] == ["http.response.start"]
 
 
 async def test_log_line_names_the_request(caplog: pytest.LogCaptureFixture, client: httpx.AsyncClient) -> None:
