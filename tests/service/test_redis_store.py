@@ -354,6 +354,26 @@ async def test_a_lock_is_held_no_longer_than_its_claim(store: RedisStore) -> Non
     assert holding.cancelled()
 
 
+async def test_a_lock_outlives_a_call_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    extended, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    class Unsteady:
+        calls = 0
+
+        def eval(self, *_: object) -> None:
+            self.calls += 1
+            if self.calls == 1:
+                raise redis.ConnectionError
+            loop.call_soon_threadsafe(extended.set)
+
+    store, client = RedisStore("redis://nowhere:1/0", "emb", lock_s=0.01), Unsteady()
+    monkeypatch.setattr(store, "_client", lambda: client)
+    lock = redis_store._Lock(store, KEY, "token")
+    await asyncio.wait_for(extended.wait(), 20)
+    await lock.release()
+    await store.aclose()
+
+
 async def test_a_redis_that_is_away_hinders_nobody_from_giving_a_claim_back(monkeypatch: pytest.MonkeyPatch) -> None:
     class Away:
         def set(self, key: str, token: str, nx: bool, px: int) -> bool:

@@ -569,6 +569,7 @@ async def test_prewarming_encodes_what_is_missing() -> None:
             await client.encode([OTHER], Pixels(broken=[OTHER]), Timings())
         assert await client.purge("aa") == 2
         assert await client.purges(None) == Purges([], "0")
+        assert await client.purges("7-1") == Purges([], "7-1")
         with pytest.raises(InvalidRequest):
             await client.purges("(7")
 
