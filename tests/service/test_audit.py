@@ -23,7 +23,11 @@ from processes import wait_until
 from rsyslog import Rsyslog
 from stand_ins import NumpyExecutor
 
+from wsisam_service.access.identity import Role
 from wsisam_service.access.issuer import Issuer
+from wsisam_service.access.keys import StoredKey, append_key, hash_of, new_key
+from wsisam_service.api.auditing import AuditMiddleware
+from wsisam_service.api.middleware import ClientGone
 from wsisam_service.app import create_app
 from wsisam_service.audit import trail as trail_module
 from wsisam_service.audit.dicom_message import dicom_message
@@ -31,6 +35,8 @@ from wsisam_service.audit.events import AuditEvent, now
 from wsisam_service.audit.json_lines import JsonLines
 from wsisam_service.audit.syslog import Syslog
 from wsisam_service.audit.trail import AuditTrail
+from wsisam_service.errors import BodyTooLarge
+from wsisam_service.metrics import AUDIT_EVENTS, AUDIT_FAILING
 from wsisam_service.settings import Settings
 from wsisam_service.slides.catalogue import Catalogue
 
@@ -87,6 +93,7 @@ async def test_a_line_tells_who_asked_what_of_which_slide_and_what_came_of_it(sl
     assert (click["route"], click["slide"]) == ("POST /v1/slides/{slide_id}/segment", slide)
     assert (click["who"], click["address"], click["request_id"]) == ("anonymous", "192.0.2.7", "click-1")
     assert (click["status"], click["outcome"]) == (200, "success")
+    assert click["ms"] > 0
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", click["time"])
     assert (bad["status"], bad["outcome"]) == (422, "refused")
     assert (unknown["status"], unknown.get("slide")) == (404, None)
@@ -104,6 +111,31 @@ async def test_what_the_service_ends_before_it_is_done_is_told_as_it_is_answered
         await asyncio.gather(click, return_exceptions=True)
     told = lines_of(path)[2]
     assert (told["route"], told["status"], told["outcome"]) == ("POST /v1/slides/{slide_id}/segment", 503, "failed")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "outcome"),
+    [(ClientGone(), 499, "left"), (BodyTooLarge("too large"), 413, "refused"), (KeyError(), 500, "failed")],
+)
+async def test_what_ends_in_an_error_is_told_as_it_is_answered(error: Exception, status: int, outcome: str) -> None:
+    told: list[AuditEvent] = []
+
+    class Heard(AuditTrail):
+        def record(self, event: AuditEvent) -> None:
+            told.append(event)
+
+    async def app(*_: object) -> None:
+        raise error
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/segment", "headers": []}
+    with pytest.raises(type(error)):
+        await AuditMiddleware(app, Heard([], max_waiting=1))(scope, app, app)  # type: ignore[arg-type]
+    assert [(event.status, event.outcome) for event in told] == [(status, outcome)]
+
+
+@pytest.mark.parametrize(("status", "outcome"), [(399, "success"), (400, "refused"), (498, "refused"), (500, "failed")])
+def test_a_status_says_whose_fault_it_was(status: int, outcome: str) -> None:
+    assert AuditEvent("request", status=status).outcome == outcome
 
 
 def test_a_renamed_file_stays_as_it_is_and_a_new_one_begins(tmp_path: Path) -> None:
@@ -128,9 +160,13 @@ def test_a_write_cut_short_spoils_one_line_only(tmp_path: Path, monkeypatch: pyt
             raise OSError(28, "No space left on device")
         return write(descriptor, content[: len(content) // 2])
 
-    monkeypatch.setattr(os, "write", half)
-    with pytest.raises(OSError, match="No space"):
-        sink.send([AuditEvent("start", 1)])
+    def nothing(descriptor: int, content: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    for written in (half, nothing):
+        monkeypatch.setattr(os, "write", written)
+        with pytest.raises(OSError, match="No space"):
+            sink.send([AuditEvent("start", 1)])
     monkeypatch.setattr(os, "write", write)
     sink.send([AuditEvent("start", 1)])
     sink.close()
@@ -176,20 +212,54 @@ class Tap:
     check_s: float | None = None
 
     def __init__(self) -> None:
-        self.open = True
+        self.open, self.closed = True, False
+        self.refused = 0
         self.taken: list[AuditEvent] = []
+        self.batches: list[int] = []
 
     def send(self, events: Any) -> None:
         if not self.open:
+            self.refused += 1
             raise OSError
         self.taken += events
+        self.batches.append(len(events))
 
     def check(self) -> None: ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_what_waited_is_told_in_order_and_not_all_at_once() -> None:
+    tap = Tap()
+    tap.open = False
+    trail = AuditTrail([tap], max_waiting=1_000)
+    trail.start()
+    for _ in range(600):
+        trail.record(AuditEvent("request"))
+    tap.open = True
+    trail.close()
+    assert [event.sequence for event in tap.taken] == list(range(1, 603))
+    assert max(tap.batches) == trail_module.BATCH
+    assert tap.closed
+
+
+def test_a_sink_that_has_failed_for_long_is_tried_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trail_module, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(trail_module, "LONGEST_PAUSE_S", 0.002)
+    tap = Tap()
+    tap.open = False
+    trail = AuditTrail([tap], max_waiting=5)
+    trail.start()
+    wait_until(lambda: tap.refused >= 30, "thirty attempts")
+    tap.open = True
+    trail.close()
+    assert [event.action for event in tap.taken] == ["start", "stop"]
 
 
 def test_what_was_lost_is_told_once_the_sink_takes_events_again() -> None:
+    counters = [AUDIT_EVENTS.labels("tap", what)._value for what in ("lost", "delivered")]
+    before = [counter.get() for counter in counters]
     tap = Tap()
     tap.open = False
     trail = AuditTrail([tap], max_waiting=5)
@@ -197,11 +267,15 @@ def test_what_was_lost_is_told_once_the_sink_takes_events_again() -> None:
     for number in range(20):
         trail.record(AuditEvent("request", request_id=str(number)))
     wait_until(lambda: "failing" in trail.states()[0], "the sink fails")
+    wait_until(lambda: AUDIT_FAILING.labels("tap")._value.get() == 1, "whoever watches the metrics is told")
     tap.open = True
     wait_until(lambda: any(event.action == "lost" for event in tap.taken), "the loss is told")
+    wait_until(lambda: ": ok, 0 waiting, 16 lost" in trail.states()[0], "and nothing fails any more")
     trail.close()
     assert [event.request_id for event in tap.taken if event.action == "request"] == ["0", "1", "2", "3"]
     assert [event.lost for event in tap.taken if event.action == "lost"] == [16]
+    assert [counter.get() for counter in counters] == [before[0] + 16, before[1] + len(tap.taken)]
+    assert AUDIT_FAILING.labels("tap")._value.get() == 0
     numbers = [event.sequence for event in tap.taken]
     assert numbers[:5] == [1, 2, 3, 4, 5]
     assert numbers[5] == 22  # the gap that 16 lost events leave
@@ -272,6 +346,27 @@ async def test_wrong_keys_are_told_wherever_they_knock(slides: Path, tmp_path: P
         for route in ("/metrics", "/v1/info", "/v1/slides"):
             assert (await client.get(route)).status_code == 401
     assert [line["route"] for line in lines_of(path)[1:-1]] == ["GET /metrics", "GET /v1/info", "GET /v1/slides"]
+
+
+async def test_pictures_and_who_is_forbidden_something_are_told_too(slides: Path, tmp_path: Path) -> None:
+    path, keys = tmp_path / "audit.jsonl", tmp_path / "keys.toml"
+    key = new_key()
+    append_key(keys, StoredKey(name="anna", role=Role.ANNOTATOR, sha256=hash_of(key)))
+    async with served(slides, audit_file=path, keys=keys) as client:
+        client.headers["authorization"] = f"Bearer {key}"
+        for route in ("/v1/segment", "/sam/", "/sam/automask/"):
+            await client.post(route, json={})
+        for untold in ("/v1/info", "/sam/version/"):
+            assert (await client.get(untold)).status_code == 200
+        assert (await client.get("/metrics")).status_code == 403
+    told = lines_of(path)[1:-1]
+    assert [line["route"] for line in told] == [
+        "POST /v1/segment",
+        "POST /sam/",
+        "POST /sam/automask/",
+        "GET /metrics",
+    ]
+    assert {(line["who"], line["role"]) for line in told} == {("key:anna", "annotator")}
 
 
 async def test_a_token_without_a_role_is_told_by_its_subject(

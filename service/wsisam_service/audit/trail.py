@@ -164,9 +164,8 @@ class _Pump:
             for _ in range(count):
                 self._waiting.popleft()
             recovered, self._failing_since = self._failing_since is not None, None
-            untold = self._untold if count else 0
+            untold, self._untold = self._untold, 0
             if untold:
-                self._untold = 0
                 self._waiting.append(self._numbered(AuditEvent("lost", lost=untold)))
             metrics.AUDIT_WAITING.labels(self._sink.name).set(len(self._waiting))
         metrics.AUDIT_EVENTS.labels(self._sink.name, "delivered").inc(count)
