@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from wsisam_service import metrics
-from wsisam_service.stores.embeddings import EmbeddingStore, Hit, MemoryStore, TieredStore
+from wsisam_service.jobs import Purges
+from wsisam_service.stores.embeddings import EmbeddingStore, Hit, MemoryStore, StoreFailed, TieredStore, Unclaimed
 from wsisam_service.stores.folder_store import FolderStore
 from wsisam_service.stores.opening import open_store
 
@@ -59,10 +60,12 @@ async def test_a_store_gives_back_what_it_was_given(store: EmbeddingStore) -> No
 async def test_a_store_forgets_one_slide_only(store: EmbeddingStore) -> None:
     for index in range(3):
         await store.put(key(index, "aa"), b"x")
-    await store.put(key(0, "ab"), b"x")
+    for other in ("ab", "aaa"):
+        await store.put(key(0, other), b"x")
     assert await store.delete_matching("aa") == 3
     assert await store.get(key(0, "aa")) is None
     assert await store.get(key(0, "ab")) == b"x"
+    assert await store.get(key(0, "aaa")) == b"x"
 
 
 @pytest.mark.parametrize("kind", ["memory", "folder"])
@@ -334,6 +337,32 @@ async def test_a_hit_during_a_deletion_leaves_no_copy_in_front(arrives: str) -> 
         await task
     assert reading.result() == Hit(b"one", "folder")
     assert front.size_bytes == 0
+
+
+async def test_a_purge_says_so_where_one_tier_could_not_be_asked_and_the_others_have_forgotten() -> None:
+    class Away(MemoryStore):
+        async def delete_matching(self, part: str) -> int:
+            raise OSError
+
+        async def claim(self, key: str) -> Unclaimed:
+            return Unclaimed()
+
+        async def announce_purge(self, part: str) -> bool:
+            raise OSError
+
+        async def purges_since(self, mark: str | None, *, by_others: bool) -> Purges:
+            raise OSError
+
+    before, behind = MemoryStore(10_000), MemoryStore(10_000)
+    tiers = TieredStore([before, Away(10_000), behind])
+    await tiers.put(key(1), b"embedding")
+    with pytest.raises(StoreFailed):
+        await tiers.delete_matching("aa")
+    assert before.size_bytes == behind.size_bytes == 0
+    with pytest.raises(StoreFailed):
+        await tiers.announce_purge("aa")
+    with pytest.raises(StoreFailed):
+        await tiers.purges_since(None, by_others=True)
 
 
 def test_an_unknown_store_is_refused() -> None:

@@ -247,7 +247,8 @@ class TieredStore:
             metrics.STORE_ERRORS.inc()
             if store.tier not in self._failing:
                 self._failing.add(store.tier)
-                _log.warning("the %s store fails, going on without it: %s", store.tier, _plain(error))
+                # Not its text, which for an OSError has a path.
+                _log.warning("the %s store fails, going on without it: %r", store.tier, error)
             return None
         if store.tier in self._failing:
             self._failing.discard(store.tier)
@@ -263,8 +264,3 @@ def has_part(key: str, part: str) -> bool:
 def expiry(clock: Clock, ttl_s: float | None) -> float:
     """When something kept now goes, in seconds since the epoch; 0 for never."""
     return 0 if ttl_s is None else clock() + ttl_s
-
-
-def _plain(error: Exception) -> str:
-    """The kind of error without the path that an OSError carries: logs name no folder of slides or caches."""
-    return f"{type(error).__name__}: {error.strerror}" if isinstance(error, OSError) else repr(error)
