@@ -22,6 +22,7 @@ from joserfc.jwk import ECKey
 from stand_ins import NumpyExecutor
 
 from wsisam_service.access import allowances
+from wsisam_service.access import issuer as issuer_module
 from wsisam_service.access.failures import Failures
 from wsisam_service.access.gate import Gate
 from wsisam_service.access.grants import Grant, strongest
@@ -308,6 +309,13 @@ def test_a_key_taken_out_of_the_file_is_refused_without_a_restart(house: House) 
     house.file.write_text("[[key]] half written")
     clock.seconds += LOOK_S
     assert keys.identity(second) is not None, "a file that cannot be understood changes nothing"
+    house.file.write_text(next(block for block in blocks if "second" in block))
+    away = house.file.rename(house.file.with_name("away.toml"))
+    clock.seconds += LOOK_S
+    assert keys.identity(second) is None
+    away.rename(house.file)
+    clock.seconds += LOOK_S
+    assert keys.identity(second) is not None, "the same file is back"
     house.file.unlink()
     clock.seconds += LOOK_S
     assert keys.identity(second) is None
@@ -638,7 +646,7 @@ async def test_the_description_says_what_each_operation_asks_for(house: House) -
 def test_keys_of_an_issuer_that_are_of_no_use_do_not_take_the_others_along() -> None:
     good = ECKey.generate_key("P-256", {"kid": "good"}).as_dict(private=False)
     odd = [
-        {"kty": "EC", "kid": "good", "use": "enc", "crv": "P-256", "x": "AA", "y": "AA"},
+        ECKey.generate_key("P-256", {"kid": "good", "use": "enc"}).as_dict(private=False),
         {"kty": "EC", "kid": "1", "crv": "P-999", "x": "AA", "y": "AA"},
         {"kty": "RSA", "kid": "2", "n": 5},
         {"kty": ["RSA"], "kid": "3"},
@@ -646,6 +654,7 @@ def test_keys_of_an_issuer_that_are_of_no_use_do_not_take_the_others_along() -> 
         "no key",
     ]
     assert list(signing_keys({"keys": [*odd, good, *odd]})) == ["good"]
+    assert list(signing_keys({"keys": odd})) == []
     for document in ({}, {"keys": None}, {"keys": {}}):
         assert signing_keys(document) == {}
 
@@ -701,6 +710,21 @@ async def test_an_issuer_that_is_away_is_asked_now_and_then() -> None:
     clock.seconds += ASK_AGAIN_S - 1
     assert await issuer.key("good") is not None
     assert issuer._asking is None
+    await issuer.aclose()
+
+
+async def test_an_issuer_that_never_answers_is_waited_for_so_long_and_no_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def never(_: httpx.Request) -> httpx.Response:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    issuer = Issuer(ISSUER)
+    issuer._http._transport = httpx.MockTransport(never)
+    monkeypatch.setattr(issuer_module, "FETCH_S", 0.01)
+    with pytest.raises(NotReady):
+        await asyncio.wait_for(issuer.key("good"), 20)
     await issuer.aclose()
 
 
