@@ -14,8 +14,10 @@ from starlette.types import Message
 
 from wsisam_service.api import problems
 from wsisam_service.api.middleware import LimitsMiddleware, RequestMiddleware, unless_client_gone
-from wsisam_service.errors import Overloaded
+from wsisam_service.errors import Overloaded, UnknownSlide
 from wsisam_service.logs import JsonFormatter, RequestIds, current_request
+from wsisam_service.metrics import REFUSALS
+from wsisam_service.segmenting.answers import EveryPromptFailed, PromptProblem
 
 MAX_BODY_BYTES = 1000
 
@@ -152,6 +154,22 @@ async def test_unexpected_error_tells_nothing_and_logs_the_request(
 async def test_refusal_says_when_to_come_back(client: httpx.AsyncClient) -> None:
     answer = await client.get("/busy")
     assert (answer.status_code, answer.headers["retry-after"], problem_of(answer)) == (503, "3", "overloaded")
+
+
+async def test_when_every_prompt_is_refused_it_is_counted_and_says_when_to_come_back(
+    app: FastAPI, client: httpx.AsyncClient
+) -> None:
+    @app.get("/prompts")
+    async def prompts() -> None:
+        busy = Overloaded("too many views are waiting", retry_after_s=3)
+        raise EveryPromptFailed([PromptProblem("a", busy), PromptProblem("b", UnknownSlide("no such slide"))])
+
+    counter = REFUSALS.labels("overloaded")._value
+    before = counter.get()
+    answer = await client.get("/prompts")
+    assert (answer.status_code, answer.headers["retry-after"], problem_of(answer)) == (503, "3", "overloaded")
+    assert [(one["id"], one["status"]) for one in answer.json()["errors"]] == [("a", 503), ("b", 404)]
+    assert counter.get() == before + 1
 
 
 async def test_request_id_and_trace_travel(client: httpx.AsyncClient) -> None:
