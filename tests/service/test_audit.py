@@ -151,6 +151,24 @@ def test_a_renamed_file_stays_as_it_is_and_a_new_one_begins(tmp_path: Path) -> N
     assert [line["sequence"] for line in lines_of(path)] == [4]
 
 
+def test_a_file_only_grows_over_restarts_and_beside_others_and_one_put_in_its_place_goes_on(tmp_path: Path) -> None:
+    path, old = tmp_path / "audit.jsonl", tmp_path / "audit.jsonl.1"
+    first, second = JsonLines(path), JsonLines(path)
+    for number, sink in enumerate((first, second, first), 1):
+        sink.send([AuditEvent("request", number)])
+    first.close()
+    restarted = JsonLines(path)
+    restarted.send([AuditEvent("lost", 4, lost=3)])
+    assert [line["sequence"] for line in lines_of(path)] == [1, 2, 3, 4]
+    assert lines_of(path)[-1]["lost"] == 3
+    path.rename(old)
+    path.touch()  # as log rotation does
+    restarted.send([AuditEvent("request", 5)])
+    assert [line["sequence"] for line in lines_of(path)] == [5]
+    for sink in (second, restarted):
+        sink.close()
+
+
 def test_a_write_cut_short_spoils_one_line_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, write = tmp_path / "audit.jsonl", os.write
     sink = JsonLines(path)
