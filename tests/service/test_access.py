@@ -310,6 +310,8 @@ def test_a_key_taken_out_of_the_file_is_refused_without_a_restart(house: House) 
     clock.seconds += LOOK_S
     assert keys.identity(second) is not None, "a file that cannot be understood changes nothing"
     house.file.write_text(next(block for block in blocks if "second" in block))
+    clock.seconds += LOOK_S
+    assert keys.identity(second) is not None
     away = house.file.rename(house.file.with_name("away.toml"))
     clock.seconds += LOOK_S
     assert keys.identity(second) is None
