@@ -169,7 +169,8 @@ def test_a_file_only_grows_over_restarts_and_beside_others_and_one_put_in_its_pl
         sink.close()
 
 
-def test_a_write_cut_short_spoils_one_line_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("after", ["a while", "a restart", "a rotation"])
+def test_a_write_cut_short_spoils_one_line_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: str) -> None:
     path, write = tmp_path / "audit.jsonl", os.write
     sink = JsonLines(path)
 
@@ -186,8 +187,17 @@ def test_a_write_cut_short_spoils_one_line_only(tmp_path: Path, monkeypatch: pyt
         with pytest.raises(OSError, match="No space"):
             sink.send([AuditEvent("start", 1)])
     monkeypatch.setattr(os, "write", write)
+    if after == "a restart":
+        sink.close()
+        sink = JsonLines(path)
+    elif after == "a rotation":
+        path.rename(tmp_path / "audit.jsonl.1")
     sink.send([AuditEvent("start", 1)])
     sink.close()
+    if after == "a rotation":
+        (line,) = path.read_text().splitlines()
+        assert json.loads(line)["sequence"] == 1
+        return
     torn, whole = path.read_text().splitlines()
     with pytest.raises(ValueError, match=r"Expecting|Unterminated"):
         json.loads(torn)

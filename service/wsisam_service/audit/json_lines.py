@@ -61,7 +61,20 @@ class JsonLines:
                 pass
             self.close()
         self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, _MODE)
+        self._torn = _ends_in_a_line(self._path)
         return self._descriptor
+
+
+def _ends_in_a_line(path: Path) -> bool:
+    """Whether the last line was cut, by a disk that was full when an earlier process wrote it."""
+    try:
+        if not path.stat().st_size:  # nor has a device or a pipe any
+            return False
+        with path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read() != b"\n"
+    except OSError:  # it may be for writing only
+        return False
 
 
 def _line(event: AuditEvent) -> bytes:
