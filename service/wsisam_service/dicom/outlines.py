@@ -21,7 +21,7 @@ from wsisam_service.masks.geojson import polygons_of
 MAX_OUTLINES = 10_000
 MAX_VERTICES = 1_000_000
 MAX_VERTICES_EACH = 50_000
-"""To ask whether an outline crosses itself can take a time that grows with their square: then half a minute."""
+"""To ask whether an outline crosses itself can take a time that grows with their square: then a minute."""
 JUDGING_S = 20.0
 """Processor time for a collection's outlines, after which no further one is asked. An ordinary million of vertices
 takes a second.
