@@ -108,7 +108,8 @@ def test_it_serves_and_ends_cleanly_at_ctrl_c(server: tuple[subprocess.Popen[str
 
 @pytest.mark.parametrize("command", ["serve", "worker"])
 def test_ctrl_c_while_the_model_loads_ends_it_there(command: str) -> None:
-    interrupting = "import signal\n" + PROGRAM.replace(
+    heard = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's "&" has it ignored
+    interrupting = heard + PROGRAM.replace(
         "assembly.load_backend = lambda settings: None",
         "assembly.load_backend = lambda settings: signal.raise_signal(signal.SIGINT)",
     )
