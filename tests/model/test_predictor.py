@@ -246,7 +246,7 @@ def test_what_auto_means_on_a_device_is_in_its_view_keys(base: BaseWeights, monk
     monkeypatch.setattr("wsisam_model.predictor.choose_precision", lambda *_: chosen)
     predictor = Predictor(CONFIG, base, device="cpu", engine="torch")
     assert predictor.precision == "bfloat16/float32"
-    assert predictor.key_prefix == "lite_medsam:abababababab:1-torch-bf16"
+    assert predictor.key_prefix == f"lite_medsam:abababababab:{CONFIG.preprocessing}-torch-bf16"
 
 
 def test_services_with_other_adapters_share_embeddings(base: BaseWeights, predictor: Predictor) -> None:
@@ -260,11 +260,12 @@ def test_services_with_other_adapters_share_embeddings(base: BaseWeights, predic
 
 
 def test_view_keys_name_the_encoders_precision_only(base: BaseWeights) -> None:
-    assert Predictor(CONFIG, base, device="cpu", engine="torch").key_prefix == "lite_medsam:abababababab:1"
-    assert Predictor(CONFIG, base, device="cpu", engine="torch", precision="bfloat16/float32").key_prefix.endswith(
-        ":1-torch-bf16"
-    )
-    assert Predictor(CONFIG, base, device="cpu", engine="torch", precision="float32/bfloat16").key_prefix.endswith(":1")
+    def prefix(**precision: Any) -> str:
+        return Predictor(CONFIG, base, device="cpu", engine="torch", **precision).key_prefix
+
+    plain = f"lite_medsam:abababababab:{CONFIG.preprocessing}"
+    assert prefix() == prefix(precision="float32/bfloat16") == plain
+    assert prefix(precision="bfloat16/float32") == f"{plain}-torch-bf16"
 
 
 def test_reduced_precision_of_the_decoder_stays_near(
