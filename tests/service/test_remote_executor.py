@@ -179,7 +179,7 @@ def test_a_reply_that_is_none_is_the_workers_fault(results: Any) -> None:
 
 def test_another_version_is_refused_not_misread() -> None:
     body = write_decode_call(DecodeCall([job()])).replace(b'"version":%d' % VERSION, b'"version":9')
-    with pytest.raises(InvalidRequest, match="version"):
+    with pytest.raises(WorkerUnavailable, match="version"):
         read_decode_call(body)
     with pytest.raises(WorkerUnavailable, match="version"):
         read_decode_reply(orjson.dumps({"version": 9, "results": [], "seconds": {}}))
@@ -351,6 +351,25 @@ async def test_a_frozen_worker_holds_up_nobody_elses_click_with_what_it_offers(m
     for _ in range(2):
         assert await asyncio.wait_for(client.info(), 5) == known
     await asyncio.wait_for(wire.asked.wait(), 5)
+    await client.aclose()
+
+
+async def test_a_worker_of_another_version_leaves_the_call_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Mixed(Wire):
+        """The first call reaches a worker that was not replaced yet."""
+
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            with pytest.MonkeyPatch.context() as older:
+                if not self.requests:
+                    older.setattr("wsisam_service.cluster.wire.VERSION", VERSION - 1)
+                return await super().handle_async_request(request)
+
+    monkeypatch.setattr("wsisam_service.cluster.remote_executor.RETRY_PAUSES_S", (0.0,))
+    wire = Mixed(NumpyExecutor())
+    client = RemoteExecutor("http://workers", TOKEN, timeout_s=20, transport=wire)
+    (answer,) = await client.decode([job()], Pixels(), Timings())
+    assert wire.statuses == [502, 409, 200]
+    assert isinstance(answer, DecodeResult)
     await client.aclose()
 
 

@@ -80,7 +80,9 @@ def write_decode_call(call: DecodeCall) -> bytes:
 
 
 def read_decode_call(body: bytes) -> DecodeCall:
-    """Raises `InvalidRequest` for a body that `write_decode_call` did not write."""
+    """Raises `InvalidRequest` for a body that `write_decode_call` did not write, `WorkerUnavailable` for one of another
+    version: there may be a worker that speaks it.
+    """
     words, arrays = _read(body)
     try:
         return DecodeCall([_job(index, job, arrays) for index, job in enumerate(words["jobs"])], _pixels(words, arrays))
@@ -93,7 +95,7 @@ def write_encode_call(call: EncodeCall) -> bytes:
 
 
 def read_encode_call(body: bytes) -> EncodeCall:
-    """Raises `InvalidRequest` for a body that `write_encode_call` did not write."""
+    """Raises as `read_decode_call` does."""
     words, arrays = _read(body)
     try:
         return EncodeCall([str(key) for key in words["views"]], _pixels(words, arrays))
@@ -153,7 +155,7 @@ def _read(body: bytes) -> tuple[dict[str, Any], Arrays]:
     except (SafetensorError, KeyError, ValueError) as error:
         raise InvalidRequest("a call that cannot be understood") from error
     if not isinstance(words, dict) or words.get("version") != VERSION:
-        raise InvalidRequest(f"gateway and worker speak different versions; this one speaks {VERSION}")
+        raise WorkerUnavailable(f"gateway and worker speak different versions; this one speaks {VERSION}")
     return words, arrays
 
 
