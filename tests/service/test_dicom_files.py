@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import itertools
 import os
 import re
@@ -40,7 +41,7 @@ from stand_ins import NumpyExecutor
 
 from wsisam_service.app import create_app
 from wsisam_service.cli import main
-from wsisam_service.dicom import frames
+from wsisam_service.dicom import frames, per_frame
 from wsisam_service.dicom.codec import decode_frame
 from wsisam_service.errors import NotBrightfield, ServiceError, UnreadableSlide
 from wsisam_service.settings import Settings
@@ -606,6 +607,27 @@ async def test_the_api_finds_a_slide_by_its_accession_number_and_tells_where_it_
         assert (await client.get(f"/v1/slides/{slide['id']}/thumbnail?max=64")).status_code == 200
         told = found.text + details.text
         assert not any(secret in told for secret in (ACCESSION, series.study, series.series, "Planted", "PID-99"))
+
+
+@pytest.mark.parametrize(
+    ("implicit", "kind", "end", "behind"),
+    [
+        (False, b"SQ\0\0", b"", b"\xe0\x7f\x10\x00OW\0\0\xff\xff\xff\xff"),
+        (False, b"SQ\0\0", b"", b"\xe0\x7f\x01\x00OV\0\0\x08\x00\x00\x00"),
+        (True, b"", b"\xfe\xff\xdd\xe0\0\0\0\0", b"\xe0\x7f\x10\x00\x10\x00\x00\x00"),
+    ],
+)
+def test_what_is_said_of_frames_ends_at_the_pixels_wherever_reading_was_cut(
+    monkeypatch: pytest.MonkeyPatch, implicit: bool, kind: bytes, end: bytes, behind: bytes
+) -> None:
+    """Also where a frame's row is a number that looks like the tag of the pixels."""
+    groups = b"\x48\x00\x1f\x02\x04\x00\x00\x00\xe0\x7f\x10\x00" * 2 + end
+    file = io.BytesIO(b"\x00\x52\x30\x92" + kind + b"\xff" * 4 + groups + behind)
+    for chunk in range(1, len(groups) + 30):
+        monkeypatch.setattr(per_frame, "_CHUNK", chunk)
+        file.seek(0)
+        assert per_frame.take_per_frame_groups(file, implicit=implicit) == groups
+        assert file.read() == behind
 
 
 @pytest.mark.parametrize("level", [0, 1, 2])
