@@ -10,7 +10,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from starlette.requests import Request
-from starlette.types import Message
+from starlette.types import ASGIApp, Message
 
 from wsisam_service.api import problems
 from wsisam_service.api.middleware import LimitsMiddleware, RequestMiddleware, unless_client_gone
@@ -227,6 +227,20 @@ async def test_client_that_leaves_takes_its_work_with_it(caplog: pytest.LogCaptu
     assert [record.__dict__["status"] for record in caplog.records] == [499]
 
 
+def asked_of(app: ASGIApp) -> tuple[asyncio.Task[None], list[Message]]:
+    """A request to `app` behind the middleware, under way, and what is sent for it."""
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> Message:
+        raise AssertionError("nobody reads the body")
+
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
+    return asyncio.create_task(RequestMiddleware(app)(scope, receive, send)), sent
+
+
 async def test_a_request_that_outlives_the_service_is_answered_with_a_problem() -> None:
     started = asyncio.Event()
 
@@ -234,13 +248,7 @@ async def test_a_request_that_outlives_the_service_is_answered_with_a_problem() 
         started.set()
         await asyncio.Event().wait()
 
-    sent: list[Message] = []
-
-    async def send(message: Message) -> None:
-        sent.append(message)
-
-    scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
-    request = asyncio.create_task(RequestMiddleware(app)(scope, app, send))  # type: ignore[arg-type]
+    request, sent = asked_of(app)
     await started.wait()
     request.cancel()  # as uvicorn does at the end of its grace
     with pytest.raises(asyncio.CancelledError):
@@ -260,13 +268,7 @@ async def test_an_answer_that_has_begun_is_not_followed_by_a_problem(how: str) -
             raise KeyError("the secret inside")
         await asyncio.Event().wait()
 
-    sent: list[Message] = []
-
-    async def send(message: Message) -> None:
-        sent.append(message)
-
-    scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
-    request = asyncio.create_task(RequestMiddleware(app)(scope, app, send))  # type: ignore[arg-type]
+    request, sent = asked_of(app)
     await begun.wait()
     if how == "ended":
         request.cancel()
